@@ -1,0 +1,95 @@
+"""dm_control suite tasks with flat float32 observations and actions in [-1, 1]."""
+
+import difflib
+import functools
+import importlib.metadata
+import math
+import os
+from types import ModuleType
+from typing import NamedTuple
+
+import numpy as np
+
+from common import UserError
+
+# dm_control opens a rendering back end on import unless told otherwise; training needs none. Video sets its own.
+os.environ.setdefault("MUJOCO_GL", "disabled")
+
+
+class EnvSpec(NamedTuple):
+    """Sizes of a task. `episode_length` is the time limit in control steps; an episode may end earlier."""
+
+    env_id: str
+    obs_size: int
+    action_size: int
+    episode_length: int
+
+
+@functools.cache
+def _suite() -> ModuleType:
+    """Import dm_control's suite, or say in one sentence which pair of packages to install."""
+    version = importlib.metadata.version("mujoco")
+    if int(version.split(".")[0]) >= 4:
+        raise UserError(
+            f"mujoco {version} doesn't work with dm-control; run: pip install dm-control==1.0.50 mujoco==3.17.0"
+        )
+    from dm_control import suite
+
+    return suite
+
+
+class Env:
+    """One task. An episode is a pure function of its seed and its actions, however often the object was used before."""
+
+    def __init__(self, env_id: str) -> None:
+        """Load `env_id`, written `domain-task`, such as `cartpole-swingup`.
+
+        Raises:
+            UserError: no such task, unbounded actions, or no time limit.
+        """
+        suite = _suite()
+        names = ["-".join(pair) for pair in suite.ALL_TASKS]
+        if env_id not in names:
+            near = difflib.get_close_matches(env_id.replace("_", "-"), names, n=3, cutoff=0.4)
+            raise UserError(
+                f"--env-id {env_id}: dm_control's suite has no such task"
+                + (f"; the nearest names are {', '.join(near)}." if near else "; it takes domain-task.")
+            )
+        domain, task = env_id.split("-")
+        self.dm_env = suite.load(domain, task, task_kwargs={"random": 0})
+        action_spec = self.dm_env.action_spec()
+        low, high = action_spec.minimum, action_spec.maximum
+        if not (np.isfinite(low).all() and np.isfinite(high).all()):
+            raise UserError(f"--env-id {env_id}: its actions have no bounds, so they can't be scaled to [-1, 1].")
+        if not math.isfinite(self.dm_env._step_limit):  # dm_control has no public name for the time limit
+            raise UserError(f"--env-id {env_id}: it has no time limit, and a deployment needs whole episodes.")
+        self._middle, self._half_range = (high + low) / 2, (high - low) / 2
+        obs_size = sum(math.prod(spec.shape) for spec in self.dm_env.observation_spec().values())
+        length = math.ceil(self.dm_env._step_limit)
+        self.spec = EnvSpec(env_id, obs_size, action_spec.shape[0], length)
+
+    def reset(self, seed: int, obs: np.ndarray) -> None:
+        """Start the episode of this seed (32 bits) and write its first observation into `obs`, (obs_size,)."""
+        self.dm_env.task.random.seed(seed)
+        _flatten(self.dm_env.reset().observation, obs)
+
+    def step(self, action: np.ndarray, obs: np.ndarray) -> tuple[float, float, bool]:
+        """Take one control step with `action`, (action_size,) in [-1, 1], and write the observation into `obs`.
+
+        Returns reward, discount and whether the episode is over. The discount is dm_env's: 0 after a termination, 1 at a
+        time limit, where the target still bootstraps.
+        """
+        timestep = self.dm_env.step(self._middle + self._half_range * action)
+        _flatten(timestep.observation, obs)
+        return timestep.reward, timestep.discount, timestep.last()
+
+
+def _flatten(observation: dict[str, np.ndarray], out: np.ndarray) -> None:
+    """Write all entries, in the order of the observation spec, into `out`, (obs_size,)."""
+    np.concatenate([np.ravel(value) for value in observation.values()], out=out, casting="same_kind")
+
+
+@functools.cache
+def spec(env_id: str) -> EnvSpec:
+    """Sizes of the task `env_id`. Raises UserError as `Env` does."""
+    return Env(env_id).spec

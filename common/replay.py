@@ -1,0 +1,144 @@
+"""The growing batch: whole episodes appended once per cycle, read uniformly at random, never evicted.
+
+What never changes again is computed when a batch arrives: n-step returns, n-step discounts, and annotations such as a
+teacher's actions. Each observation is stored once; the bootstrap observation of a transition is an index.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+
+from common.rollouts import Episode
+
+ANNOTATE_CHUNK = 4096  # rows per annotation call; fixed, because other row counts round differently [ours]
+
+
+def n_step(reward: np.ndarray, discount: np.ndarray, n: int, gamma: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """n-step returns, discounts and bootstrap offsets of one episode of T steps.
+
+    With m = min(n, T - t), the return is sum_{i<m} (prod_{j<i} gamma d_{t+j}) r_{t+i}, the discount prod_{i<m} gamma d_{t+i}
+    and the offset m: the window gets shorter near the end and never crosses an episode.
+
+    Args:
+        reward, discount: (T,), the environment's.
+
+    Returns:
+        n_step_return (T,) float64, n_step_discount (T,) float64, offset (T,) int64.
+    """
+    length = len(reward)
+    n_step_return, n_step_discount = np.zeros(length), np.ones(length)
+    for i in range(min(n, length)):
+        inside = length - i  # the first `inside` windows reach step i
+        n_step_return[:inside] += n_step_discount[:inside] * reward[i:]
+        n_step_discount[:inside] *= gamma * discount[i:].astype(np.float64)
+    return n_step_return, n_step_discount, np.minimum(n, length - np.arange(length))
+
+
+class Replay:
+    """Transitions of all batches so far, on the learner's device."""
+
+    def __init__(
+        self,
+        capacity: int,
+        max_episodes: int,
+        obs_size: int,
+        action_size: int,
+        n_step: int,
+        gamma: float,
+        device: torch.device,
+    ) -> None:
+        """Reserve room for `capacity` transitions in at most `max_episodes` episodes; untouched memory costs nothing on CPU."""
+        self._n_step, self._gamma, self._capacity, self._device = n_step, gamma, capacity, device
+        self._max_episodes = max_episodes
+        # Row i < capacity is the observation of transition i; the last observations of episodes stand behind them.
+        self._obs = torch.empty(capacity + max_episodes, obs_size, device=device)
+        self._next_index = torch.empty(capacity, dtype=torch.int32, device=device)
+        self._columns = {
+            "action": torch.empty(capacity, action_size, device=device),
+            "n_step_return": torch.empty(capacity, device=device),
+            "n_step_discount": torch.empty(capacity, device=device),
+        }
+        self._batch_ends: list[int] = []  # transition counts after each append
+        self._annotated: dict[str, int] = {}  # column -> number of batches that have it
+        self._num_episodes = 0
+
+    def __len__(self) -> int:
+        return self._batch_ends[-1] if self._batch_ends else 0
+
+    @property
+    def bytes_per_transition(self) -> float:
+        """Memory of a full replay, with its annotations, per transition."""
+        tensors = [self._obs, self._next_index, *self._columns.values()]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors) / self._capacity
+
+    def append(self, episodes: Sequence[Episode]) -> None:
+        """Add one batch of episodes.
+
+        Raises:
+            ValueError: the batch is empty or doesn't fit.
+        """
+        start, count = len(self), sum(len(episode.reward) for episode in episodes)
+        if count == 0 or start + count > self._capacity or self._num_episodes + len(episodes) > self._max_episodes:
+            raise ValueError(
+                f"a batch of {count} transitions in {len(episodes)} episodes doesn't fit: {start} of {self._capacity} "
+                f"transitions and {self._num_episodes} of {self._max_episodes} episodes are used"
+            )
+        next_index, returns, discounts, at = [], [], [], start
+        for episode in episodes:
+            length = len(episode.reward)
+            n_step_return, n_step_discount, offset = n_step(episode.reward, episode.discount, self._n_step, self._gamma)
+            index = at + np.arange(length) + offset
+            index[index == at + length] = self._capacity + self._num_episodes
+            self._obs[self._capacity + self._num_episodes] = torch.from_numpy(episode.obs[-1])
+            next_index.append(index)
+            returns.append(n_step_return)
+            discounts.append(n_step_discount)
+            self._num_episodes += 1
+            at += length
+        rows = slice(start, at)
+        self._obs[rows] = torch.from_numpy(np.concatenate([episode.obs[:-1] for episode in episodes]))
+        self._next_index[rows] = torch.from_numpy(np.concatenate(next_index))
+        self._columns["action"][rows] = torch.from_numpy(np.concatenate([episode.action for episode in episodes]))
+        self._columns["n_step_return"][rows] = torch.from_numpy(np.concatenate(returns))
+        self._columns["n_step_discount"][rows] = torch.from_numpy(np.concatenate(discounts))
+        self._batch_ends.append(at)
+
+    def annotate(self, name: str, function: Callable[[torch.Tensor], torch.Tensor], batches: str = "new") -> int:
+        """Add or renew a column: row i is `function(obs)[i]`, asked in chunks of at most 4096 rows that never span batches.
+
+        Args:
+            function: obs (B, obs_size) -> (B, size), the same size each time.
+            batches: "new" for the batches that don't have the column yet, "all" for every batch.
+
+        Returns:
+            The number of observations asked about.
+        """
+        if batches not in ("new", "all"):
+            raise ValueError(f'batches must be "new" or "all", not {batches!r}')
+        first = self._annotated.get(name, 0) if batches == "new" else 0
+        starts, asked = [0, *self._batch_ends], 0
+        with torch.no_grad():
+            for batch in range(first, len(self._batch_ends)):
+                for start in range(starts[batch], starts[batch + 1], ANNOTATE_CHUNK):
+                    rows = slice(start, min(start + ANNOTATE_CHUNK, starts[batch + 1]))
+                    value = function(self._obs[rows])
+                    if name not in self._columns:
+                        self._columns[name] = torch.empty(self._capacity, value.shape[1], device=self._device)
+                    self._columns[name][rows] = value
+                    asked += len(value)
+        self._annotated[name] = len(self._batch_ends)
+        return asked
+
+    def sample(self, batch_size: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
+        """Draw transitions uniformly with replacement, with no wait for the device.
+
+        Returns:
+            obs, next_obs (B, obs_size), action (B, action_size), n_step_return, n_step_discount (B,), and the annotations
+            (B, size). `next_obs` is the observation at the end of the n-step window.
+        """
+        index = torch.randint(len(self), (batch_size,), generator=generator, device=self._device)
+        batch = {name: column.index_select(0, index) for name, column in self._columns.items()}
+        batch["obs"] = self._obs.index_select(0, index)
+        batch["next_obs"] = self._obs.index_select(0, self._next_index.index_select(0, index))
+        return batch

@@ -1,0 +1,225 @@
+"""A finished run as numbers and as a picture: `report.json` and `learning_curve.png`."""
+
+import csv
+import itertools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common import UserError, files
+from common.rollouts import unpack
+
+DIP_EVALUATIONS = 10  # consecutive noise-free evaluations whose mean counts as a level [ours: one episode is too noisy]
+RESAMPLES = 10_000  # of a bootstrap [ours]
+MAX_CYCLE_LINES = 20  # more cycles than this are too close together in the picture to be told apart [ours]
+
+
+def bootstrap_interval(values: np.ndarray) -> tuple[float, float]:
+    """95 % percentile bootstrap interval of the mean of `values`, (n,). Always the same resamples for the same n."""
+    rng, n, chunk = np.random.default_rng(0), len(values), 100  # in chunks, so that memory stays small for any n
+    means = [values[rng.integers(n, size=(chunk, n))].mean(1) for _ in range(RESAMPLES // chunk)]
+    low, high = np.quantile(np.concatenate(means), [0.025, 0.975])
+    return float(low), float(high)
+
+
+def summarise(returns: np.ndarray) -> dict[str, Any]:
+    """Mean, its 95 % bootstrap interval, standard deviation (divided by n, not n - 1) and number of `returns`, (n,)."""
+    interval = list(bootstrap_interval(returns))
+    return {"mean": float(returns.mean()), "ci95": interval, "std": float(returns.std()), "episodes": len(returns)}
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """Rows of a `metrics.csv`, without their empty cells.
+
+    Raises:
+        UserError: the file is missing, a row is too short or too long, or a cell is no number.
+    """
+    try:
+        with open(path, newline="") as file:
+            header, *rows = csv.reader(file)
+        pairs = [zip(header, row, strict=True) for row in rows]
+        return [{name: float(cell) for name, cell in row if cell} for row in pairs]
+    except OSError as error:
+        raise UserError(f"metrics {path} can't be read: {error.strerror}.") from error
+    except (ValueError, csv.Error) as error:
+        raise UserError(f"metrics {path} is damaged ({error}); restore it from a copy.") from error
+
+
+def curve(rows: list[dict[str, float]]) -> tuple[np.ndarray, np.ndarray]:
+    """Learner steps (n,) and noise-free returns (n,) of the n evaluations in `rows`."""
+    evaluated = [row for row in rows if "eval/episodic_return" in row]
+    steps = np.array([row["learner_step"] for row in evaluated], np.int64)
+    return steps, np.array([row["eval/episodic_return"] for row in evaluated])
+
+
+def dip(steps: np.ndarray, returns: np.ndarray, clone_mean: float) -> dict[str, Any] | None:
+    """How far a run falls below its clone.
+
+    With w = min(10, n) and m_j = mean(returns[j-w+1..j]), depth = max(0, clone_mean - min_j m_j), and the learner step is
+    that of the first evaluation j with the lowest m_j.
+
+    Args:
+        steps, returns: (n,), of the run's evaluations. None is returned for n = 0.
+    """
+    window = min(DIP_EVALUATIONS, len(returns))
+    if window == 0:
+        return None
+    means = np.lib.stride_tricks.sliding_window_view(returns, window).mean(1)
+    lowest = int(means.argmin())
+    return {
+        "depth": max(0.0, clone_mean - float(means[lowest])),
+        "learner_step": int(steps[lowest + window - 1]),
+        "mean_of_10": float(means[lowest]),
+        "evaluations": window,
+    }
+
+
+def falls(evaluations: list[np.ndarray]) -> dict[str, int]:
+    """Falls between consecutive evaluated cycles, from their returns R_k (n,) for the same n start seeds.
+
+    count = #{k: mean(R_k) < mean(R_{k-1})}; significant = #{k: the 95 % bootstrap interval of mean(R_k - R_{k-1}) lies
+    entirely below 0}.
+    """
+    changes = [after - before for before, after in itertools.pairwise(evaluations)]
+    below = [bootstrap_interval(change)[1] < 0 for change in changes]
+    return {"count": sum(bool(change.mean() < 0) for change in changes), "significant": sum(below)}
+
+
+def _read_evaluations(run_dir: Path) -> dict[int, tuple[int, np.ndarray]]:
+    """Learner step and noise-free returns of every evaluated cycle, in order."""
+    evaluations = {}
+    for path in sorted(run_dir.glob("cycle_*/evaluation.json")):
+        content = files.load_json(path, "evaluation")
+        evaluations[content["cycle"]] = (content["learner_step"], np.array(content["returns"], np.float64))
+    evaluations = dict(sorted(evaluations.items()))
+    if 0 not in evaluations:
+        raise UserError(f"{run_dir} has no cycle_0000/evaluation.json, so there is nothing to compare its cycles with.")
+    if len({len(returns) for _, returns in evaluations.values()}) > 1:
+        raise UserError(f"the evaluations of {run_dir} have different numbers of episodes, so they can't be paired.")
+    return evaluations
+
+
+def _read_deployed(run_dir: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Cycle (E,) and return (E,) of every deployed episode that was kept."""
+    cycles, returns = [], []
+    for path in sorted(run_dir.glob("cycle_*/batch.npz")):
+        episodes, of_cycle = unpack(files.load_arrays(path, "batch"))
+        cycles += of_cycle
+        returns += [episode.episodic_return for episode in episodes]
+    return np.array(cycles, np.int64), np.array(returns)
+
+
+def make_report(run_dir: Path, facts: dict[str, Any]) -> dict[str, Any]:
+    """Compute everything that `report.json` says from the raw files of a run folder, write it and return it.
+
+    regret = sum over deployed episodes of (teacher's mean return - episodic return); `dip` and `falls` as those functions
+    say. With thousands of cycles only some are kept; the deployed episodes of a kept cycle are then all those since the
+    kept cycle before it.
+
+    Args:
+        facts: `teacher_returns` (list or None), `states_annotated`, `gradients_asked`, `seconds` by phase.
+
+    Raises:
+        UserError: a raw file is missing or damaged.
+    """
+    args = files.load_json(run_dir / "args.json", "arguments")
+    rows, evaluations = read_metrics(run_dir / "metrics.csv"), _read_evaluations(run_dir)
+    deployed_cycle, deployed_return = _read_deployed(run_dir)
+    resolved, has_clone = args["resolved"], args["resolved"]["teacher"] != "none"
+
+    teacher, regret = None, None
+    if facts["teacher_returns"] is not None:
+        teacher = {"name": resolved["teacher"], "return": summarise(np.array(facts["teacher_returns"], np.float64))}
+        regret = float((teacher["return"]["mean"] - deployed_return).sum())
+    start = summarise(evaluations[0][1])
+    cycles, previous = [], 0
+    for cycle in sorted({int(path.name[6:]) for path in run_dir.glob("cycle_[0-9]*")} - {0}):
+        group = deployed_return[(deployed_cycle > previous) & (deployed_cycle <= cycle)]
+        step, after = evaluations.get(cycle, (None, None))
+        cycles.append(
+            {
+                "cycle": cycle,
+                "learner_step": step,
+                "deployed": summarise(group) if len(group) else None,
+                "after_learning": None if after is None else summarise(after),
+            }
+        )
+        previous = cycle
+    report = {
+        "row": args["row"],
+        "env_id": resolved["env_id"],
+        "seed": resolved["seed"],
+        "script": args["script"],
+        "teacher": teacher,
+        "clone": {"return": start} if has_clone else None,
+        "final": {"return": summarise(list(evaluations.values())[-1][1])},
+        "cycles": cycles,
+        "dip": dip(*curve(rows), start["mean"]) if has_clone else None,
+        "falls": falls([returns for _, returns in evaluations.values()]),
+        "regret": regret,
+        "regret_per_episode": regret / len(deployed_return) if teacher and len(deployed_return) else None,
+        "teacher_queries": {name: facts[name] for name in ("states_annotated", "gradients_asked")},
+        "seconds": facts["seconds"],
+        "wall_s": rows[-1]["wall_s"] if rows else None,
+    }
+    files.save_json(run_dir / "report.json", report)
+    return report
+
+
+def draw_learning_curve(run_dir: Path) -> Path:
+    """Draw the run of a folder that has its `report.json`, and return the path of the picture, `learning_curve.png`.
+
+    Drawn are noise-free evaluations against learner steps, their mean of 10 at the last of the ten, as `dip` counts it,
+    the deployed returns at the step where their cycle starts, and the means of teacher and clone.
+    """
+    import matplotlib  # here, because it is slow to import and a run draws once
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    report = files.load_json(run_dir / "report.json", "report")
+    steps, returns = curve(read_metrics(run_dir / "metrics.csv"))
+    kept = [cycle for cycle in report["cycles"] if cycle["learner_step"] is not None]
+    ends = [0] + [cycle["learner_step"] for cycle in kept]
+    last, few = max([1, *steps.tolist(), *ends]), not kept or kept[-1]["cycle"] <= MAX_CYCLE_LINES
+    colours = {"teacher": "black", "clone": "#009E73", "one": "#56B4E9", "ten": "#0072B2", "deployed": "#D55E00"}
+    style = {"font.size": 8, "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.6}
+    with pyplot.rc_context(style):
+        figure, axes = pyplot.subplots(figsize=(6.5, 3.6), layout="constrained")
+        axes.plot(steps, returns, color=colours["one"], linewidth=0.5, alpha=0.7, label="evaluation, no noise")
+        window = min(DIP_EVALUATIONS, len(returns))
+        if window > 1:
+            mean = np.lib.stride_tricks.sliding_window_view(returns, window).mean(1)
+            label = f"mean of {window} evaluations"
+            axes.plot(steps[window - 1 :], mean, color=colours["ten"], linewidth=1.4, label=label)
+        groups = [(x, cycle["deployed"]) for x, cycle in zip(ends, kept, strict=False) if cycle["deployed"]]
+        if groups:
+            x, y, error = zip(*[(x, group["mean"], group["std"]) for x, group in groups], strict=True)
+            look = {"markersize": 3.5, "elinewidth": 0.9, "capsize": 2} if few else {"markersize": 2, "elinewidth": 0.5}
+            label = "deployed, with noise (± standard deviation)"
+            axes.errorbar(x, y, error, fmt="o", color=colours["deployed"], zorder=4, label=label, **look)
+        levels = sorted((report[who]["return"]["mean"], who) for who in ("teacher", "clone") if report[who])
+        for level, who in levels:  # their dashes alternate, so that both are seen where they coincide
+            dashes = (5 if who == "clone" else 0, (5, 5))
+            axes.axhline(level, color=colours[who], linestyle=dashes, linewidth=1)
+        low, high = axes.get_ylim()
+        axes.set(xlim=(-0.015 * last, last), ylim=(0 if returns.min(initial=0) >= 0 else low, high))
+        gap = 0.05 * np.diff(axes.get_ylim()).item()  # the height of a label
+        push = max(0.0, gap - (levels[-1][0] - levels[0][0])) / 2 if len(levels) == 2 else 0.0
+        beside = {"xytext": (4, 0), "textcoords": "offset points", "va": "center", "annotation_clip": False}
+        for (level, who), move in zip(levels, (-push, push), strict=False):
+            at, x_is_share = (1, level + move), axes.get_yaxis_transform()
+            axes.annotate(f"{who} {level:.0f}", at, xycoords=x_is_share, color=colours[who], **beside)
+        above = {"xytext": (0, 3), "textcoords": "offset points", "ha": "center", "color": "0.4", "fontsize": 7}
+        for start, end, cycle in zip(ends, ends[1:], kept if few else [], strict=False):
+            axes.axvline(end, color="0.85", linewidth=0.6, zorder=0)
+            name = f"cycle {cycle['cycle']}" if start == 0 or len(kept) <= 8 else str(cycle["cycle"])
+            axes.annotate(name, ((start + end) / 2, 1), xycoords=axes.get_xaxis_transform(), **above)
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+        axes.set(xlabel="learner steps", ylabel="episodic return")
+        figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=7)
+        figure.suptitle(f"{report['env_id']}, {report['row']}, seed {report['seed']}", fontsize=8)
+        figure.savefig(run_dir / "learning_curve.png", dpi=200)
+        pyplot.close(figure)
+    return run_dir / "learning_curve.png"

@@ -1,0 +1,276 @@
+"""Whole episodes with a fixed policy, as a pure function of (environment, policy, noise, seeds).
+
+Episode i of a stream is seeded by (stream, i) alone. The ten episodes with the same i // 10 form a block: they are stepped in
+lockstep with one forward pass of always ten rows on one thread. Matrix products round differently for other row counts and
+thread counts, so the fixed block makes the data bit-identical in this process, in any number of workers, and on a cluster
+of the same machine type. A block whose worker is lost is run again.
+"""
+
+import concurrent.futures
+import functools
+import multiprocessing
+import os
+import pickle
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import pebble
+import torch
+
+from common import UserError
+from common.envs import Env, spec
+
+BLOCK = 10  # episodes stepped in lockstep [ours: a forward pass costs the same for 1 and for 10 rows]
+MAX_TRIES = 3  # of one block, before a lost worker becomes an error [ours]
+
+Actor = Callable[[torch.Tensor], torch.Tensor]  # obs (B, obs_size) -> action (B, action_size) in [-1, 1]
+
+
+class Episode(NamedTuple):
+    """One episode of T steps, float32. `discount` is the environment's, without gamma."""
+
+    obs: np.ndarray  # (T + 1, obs_size)
+    action: np.ndarray  # (T, action_size), as executed
+    reward: np.ndarray  # (T,)
+    discount: np.ndarray  # (T,)
+
+    @property
+    def episodic_return(self) -> float:
+        """Undiscounted sum of rewards."""
+        return float(self.reward.sum(dtype=np.float64))
+
+
+def pack(episodes: list[Episode], cycles: list[int]) -> dict[str, np.ndarray]:
+    """Episodes as flat arrays: obs (sum of T + 1, obs_size), action, reward, discount (sum of T, ...), length, cycle (E,)."""
+    arrays = {name: np.concatenate([getattr(episode, name) for episode in episodes]) for name in Episode._fields}
+    lengths = np.array([len(episode.reward) for episode in episodes], np.int64)
+    return arrays | {"length": lengths, "cycle": np.array(cycles, np.int64)}
+
+
+def unpack(arrays: dict[str, np.ndarray]) -> tuple[list[Episode], list[int]]:
+    """The inverse of `pack`. Raises UserError where the lengths don't fit the arrays."""
+    ends = np.cumsum(arrays["length"])
+    if len(arrays["obs"]) != ends[-1] + len(ends) or any(len(arrays[n]) != ends[-1] for n in Episode._fields[1:]):
+        raise UserError("a file of episodes has arrays whose lengths don't fit each other.")
+    episodes = []
+    for i, (start, end) in enumerate(zip(ends - arrays["length"], ends, strict=True)):
+        rows = slice(start, end)
+        obs = arrays["obs"][start + i : end + i + 1]
+        episodes.append(Episode(obs, arrays["action"][rows], arrays["reward"][rows], arrays["discount"][rows]))
+    return episodes, arrays["cycle"].tolist()
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Run torch with one thread inside the block, then as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@functools.cache
+def _envs(env_id: str) -> list[Env]:
+    return [Env(env_id) for _ in range(BLOCK)]
+
+
+def run_block(env_id: str, actor: Actor, sigma: float, stream: tuple[int, ...], indices: range) -> list[Episode]:
+    """Run the episodes `indices`, all of one block, in lockstep and return them in order.
+
+    Args:
+        sigma: standard deviation of the Gaussian noise added to each action before clipping to [-1, 1].
+        stream: non-negative integers that name the stream of episodes.
+
+    Raises:
+        UserError: the actor returned a wrong shape, NaN or actions out of bounds, or the environment returned NaN.
+    """
+    env_spec, rows = spec(env_id), [i % BLOCK for i in indices]
+    length, action_size = env_spec.episode_length, env_spec.action_size
+    envs = [_envs(env_id)[row] for row in rows]
+    obs = np.zeros((length + 1, BLOCK, env_spec.obs_size), np.float32)
+    action = np.zeros((length, BLOCK, action_size), np.float32)
+    reward, discount = np.zeros((2, length, BLOCK), np.float32)
+    noise = np.zeros((length, BLOCK, action_size), np.float32)
+    steps = np.zeros(BLOCK, int)
+    for i, row, env in zip(indices, rows, envs, strict=True):
+        reset_seed, noise_seed = np.random.SeedSequence([*stream, i]).spawn(2)
+        env.reset(int(reset_seed.generate_state(1)[0]), obs[0, row])
+        if sigma > 0:
+            noise[:, row] = sigma * np.random.default_rng(noise_seed).standard_normal((length, action_size), np.float32)
+    with one_thread(), torch.inference_mode():
+        running = list(zip(rows, envs, strict=True))
+        for t in range(length):
+            wanted = _act(actor, obs[t], action_size)
+            np.clip(wanted + noise[t], -1, 1, out=action[t])
+            still_running = []
+            for row, env in running:
+                reward[t, row], discount[t, row], last = env.step(action[t, row], obs[t + 1, row])
+                steps[row] = t + 1
+                if not last:
+                    still_running.append((row, env))
+            running = still_running
+            if not running:
+                break
+    episodes = []
+    for i, row in zip(indices, rows, strict=True):
+        n = steps[row]
+        episode = Episode(obs[: n + 1, row], action[:n, row], reward[:n, row], discount[:n, row])
+        for name, values in episode._asdict().items():
+            if not np.isfinite(values).all():
+                raise UserError(f"{env_id} returned a non-finite {name} in episode {i} of stream {stream}.")
+        episodes.append(Episode(*(np.ascontiguousarray(values) for values in episode)))
+    return episodes
+
+
+def _act(actor: Actor, obs: np.ndarray, action_size: int) -> np.ndarray:
+    """Ask the actor about ten observations; name it when it returns nonsense."""
+    action = actor(torch.from_numpy(obs)).numpy()
+    name = type(getattr(actor, "__self__", actor)).__name__
+    if action.shape != (BLOCK, action_size):
+        raise UserError(f"{name} returned actions of shape {action.shape}, expected {(BLOCK, action_size)}.")
+    largest = np.abs(action).max()
+    if not largest <= 1 + 1e-6:  # also true for NaN
+        raise UserError(f"{name} returned an action with entries of size {largest}, expected them in [-1, 1].")
+    return action
+
+
+def _run_pickled(
+    pickled_actor: bytes, env_id: str, sigma: float, stream: tuple[int, ...], indices: range
+) -> list[Episode]:
+    return run_block(env_id, pickle.loads(pickled_actor), sigma, stream, indices)
+
+
+class Pending(Protocol):
+    """Episodes on their way."""
+
+    def done(self) -> bool: ...
+
+    def result(self) -> list[Episode]: ...
+
+
+class _Done:
+    """Episodes that were run in this process."""
+
+    def __init__(self, episodes: list[Episode]) -> None:
+        self._episodes = episodes
+
+    def done(self) -> bool:
+        return True
+
+    def result(self) -> list[Episode]:
+        return self._episodes
+
+
+class _InWorker:
+    """A block in a worker. `result` runs it again when its worker died or hung; being pure, it gives the same bits."""
+
+    def __init__(self, submit: Callable[[], concurrent.futures.Future], what: str) -> None:
+        self._submit, self._what = submit, what
+        self._future = submit()
+
+    def done(self) -> bool:
+        return self._future.done()
+
+    def result(self) -> list[Episode]:
+        for attempt in range(1, MAX_TRIES + 1):
+            try:
+                return self._future.result()
+            except (pebble.ProcessExpired, concurrent.futures.TimeoutError) as error:
+                reason = repr(error)
+                if attempt < MAX_TRIES:
+                    print(f"a worker was lost in {self._what}: {reason}; running it again.", file=sys.stderr)
+                    self._future = self._submit()
+        raise UserError(f"{self._what} lost its worker {MAX_TRIES} times, at last by: {reason}.")
+
+
+class Workers:
+    """Runs blocks in `num_workers` processes, or in this one if 0. The data doesn't depend on the number."""
+
+    def __init__(self, num_workers: int, block_timeout: float = 3600.0) -> None:
+        """Start nothing yet; processes start with the first block. `block_timeout` is in seconds."""
+        self.num_workers, self._timeout, self._pool = num_workers, block_timeout, None
+
+    def _start(self) -> pebble.ProcessPool:
+        # A fork server starts workers from a process that never ran torch, CUDA or a thread: clean, and faster than spawn.
+        methods = multiprocessing.get_all_start_methods()
+        context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
+        if context.get_start_method() == "forkserver":
+            context.set_forkserver_preload(["common.rollouts", "dm_control.suite"])
+        return pebble.ProcessPool(
+            self.num_workers, initializer=_initialise_worker, initargs=[os.getpid()], context=context
+        )
+
+    def submit(self, env_id: str, actor: Actor, sigma: float, stream: tuple[int, ...], indices: range) -> Pending:
+        """Run one block with the actor as it is now: later changes to its weights don't reach the block."""
+        if self.num_workers == 0:
+            return _Done(run_block(env_id, actor, sigma, stream, indices))
+        if self._pool is None:
+            self._pool = self._start()
+        arguments = [pickle.dumps(actor), env_id, sigma, stream, indices]
+        what = f"episodes {indices.start}-{indices.stop - 1} of stream {stream} on {env_id}"
+        return _InWorker(lambda: self._pool.schedule(_run_pickled, arguments, timeout=self._timeout), what)
+
+    def collect(
+        self,
+        env_id: str,
+        actor: Actor,
+        sigma: float,
+        stream: tuple[int, ...],
+        indices: range,
+        on_episodes: Callable[[list[Episode]], Any] = lambda _: None,
+    ) -> list[Episode]:
+        """Run the episodes `indices` and return them in order, calling `on_episodes` with each block that is there."""
+        starts = sorted({max(indices.start, i // BLOCK * BLOCK) for i in indices})
+        ends = [*starts[1:], indices.stop]
+        episodes: list[Episode] = []
+        if self.num_workers == 0:
+            blocks: Iterator[Pending] = (
+                self.submit(env_id, actor, sigma, stream, range(*pair)) for pair in zip(starts, ends, strict=True)
+            )
+        else:
+            blocks = iter(
+                [self.submit(env_id, actor, sigma, stream, range(*p)) for p in zip(starts, ends, strict=True)]
+            )
+        for block in blocks:
+            new = block.result()
+            on_episodes(new)
+            episodes += new
+        return episodes
+
+    def close(self) -> None:
+        """Stop the processes, busy or not."""
+        if self._pool is not None:
+            self._pool.stop()
+            self._pool.join()
+            self._pool = None
+
+
+def _initialise_worker(parent: int) -> None:
+    """One thread, deaf to Ctrl-C (the run itself decides), gone when the run is gone."""
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    def watch() -> None:
+        while _is_alive(parent):
+            time.sleep(1.0)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
