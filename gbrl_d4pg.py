@@ -1,21 +1,20 @@
 """Growing-batch D4PG from a behaviour-cloned start (Emedom-Nnamdi et al. 2023, arXiv 2305.03870): the row `bc`.
 
-The policy is cloned from a teacher's demonstrations (section 3.2) and the critic learns to evaluate the clone. Then, N times,
-the fixed policy is deployed for a whole batch of episodes and both networks learn offline on all batches so far:
-the policy by the deterministic policy gradient (equation 1), the critic by the distributional Bellman error (equation 2).
+The policy is cloned from a teacher's demonstrations and the critic learns to evaluate the clone (section 3.2). Then, N
+times, the fixed policy is deployed for a whole batch of episodes and both networks learn offline on all batches so far,
+the policy by the deterministic policy gradient (equation 1), the critic by the distributional Bellman error (eq. 2).
 
     python gbrl_d4pg.py --env-id cartpole-swingup --teacher expert --num-cycles 4
 
-With `--teacher none` nothing is cloned, and with one-episode cycles it is online D4PG: this is how the teachers were trained.
+With `--teacher none` nothing is cloned, and with one-episode cycles it is online D4PG: so the teachers were trained.
 The other three scripts differ from this one in this docstring, the marked part of `Args`, `annotate` and `policy_loss`.
 """
 
 import copy
-import dataclasses
 import time
+import typing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import torch
@@ -34,24 +33,28 @@ from common.teachers import Teacher
 class Args:
     """The flags. Each help text ends with the source of its default."""
 
-    # ---- this script's own: the row, what it asks of a teacher, its constants and checks
-    NEEDS: ClassVar[str] = "nothing"
-    METRICS: ClassVar[tuple[str, ...]] = ()
+    # ---- this script's own: its row, what it asks of a teacher, its flags
+    NEEDS: typing.ClassVar[str] = "nothing"
 
     @property
     def row(self) -> str:
         """The row of the README's table that these flags run."""
         return "bc"
 
+    @property
+    def own_metrics(self) -> tuple[str, ...]:
+        """The metric keys that only this row logs."""
+        return ()
+
     def check_own(self) -> None:
         """Raise UserError if a flag of this script is out of range."""
 
     def progress(self, step: int, cycle_start: int, cycle_steps: int) -> float:
-        """n / T, for learner step n of T. This row has no schedule that would read it."""
+        """n / T for learner step n of T; this row has no schedule that reads it."""
         return step / self.learner_steps
 
     def queries(self, num_transitions: int) -> tuple[int, int]:
-        """How many states the teacher annotated and how many action gradients it was asked for."""
+        """How many states the teacher annotated, and how many action gradients it was asked for."""
         return 0, 0
 
     # ---- shared by the four scripts
@@ -144,53 +147,38 @@ class Args:
 
     def resolved(self, env: EnvSpec) -> "Args":
         """Check every flag and fill in the numbers that depend on others. Raises UserError."""
-        positive = "scale samples_per_insert bc_learning_rate buffer_size batch_size learning_rate num_cycles n_step "
-        positive += "target_period max_grad_norm dqda_clip eval_every report_episodes keep_every checkpoint_every"
-        for name in [*positive.split(), "torch_threads", "actor_steps", "learner_steps", "demo_episodes"]:
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise UserError(f"--{name.replace('_', '-')} must be positive, not {value}.")
-        for name in ("seed", "demo_sigma", "sigma", "bc_steps", "critic_steps", "num_workers", "eval_episodes"):
-            if (getattr(self, name) or 0) < 0:
-                raise UserError(f"--{name.replace('_', '-')} must not be negative, not {getattr(self, name)}.")
+        run.check_numbers(self)
         if self.num_atoms < 2 or not self.v_min < self.v_max:
             raise UserError(f"{self.num_atoms} atoms from {self.v_min} to {self.v_max}: need 2 or more, v-min < v-max.")
-        if not 0 <= self.gamma <= 1 or self.eval_episodes > 10:
-            raise UserError(
-                f"--gamma must be in [0, 1] and --eval-episodes at most 10: {self.gamma}, {self.eval_episodes}."
-            )
+        if self.gamma > 1 or self.eval_episodes > 10:
+            raise UserError(f"--gamma {self.gamma} is above 1, or --eval-episodes {self.eval_episodes} above 10.")
         self.check_own()
-        actor_steps = self.actor_steps or round(2_000_000 * self.scale)
-        args = dataclasses.replace(
-            self,
-            actor_steps=actor_steps,
-            learner_steps=self.learner_steps or int(actor_steps * self.samples_per_insert / self.batch_size),
-            demo_episodes=self.demo_episodes or max(100, round(1_000 * self.scale)),
-            critic_steps=round(100_000 * self.scale) if self.critic_steps is None else self.critic_steps,
-        )
+        args = copy.copy(self)
+        args.actor_steps = self.actor_steps or round(2_000_000 * self.scale)
+        args.learner_steps = self.learner_steps or int(args.actor_steps * self.samples_per_insert / self.batch_size)
+        args.demo_episodes = self.demo_episodes or max(100, round(1_000 * self.scale))
+        args.critic_steps = round(100_000 * self.scale) if self.critic_steps is None else self.critic_steps
         num_episodes = round(args.actor_steps / env.episode_length)
         if not 0 < args.num_cycles <= min(num_episodes, args.learner_steps):
             raise UserError(
-                f"--num-cycles {args.num_cycles}: the budget holds {num_episodes} episodes of {env.episode_length} steps and "
-                f"{args.learner_steps} updates, and every cycle needs at least one of each."
+                f"--num-cycles {args.num_cycles}: a cycle needs an episode and an update or more; the budget has "
+                f"{num_episodes} episodes and {args.learner_steps} updates."
             )
         needed = (num_episodes + args.demos_in_replay * args.demo_episodes) * env.episode_length
         if needed > args.buffer_size:
-            raise UserError(
-                f"--buffer-size {args.buffer_size} is less than the {needed} transitions this run collects."
-            )
+            raise UserError(f"--buffer-size {args.buffer_size} is less than the {needed} transitions of this run.")
         return args
 
 
 METRICS = ("eval/episodic_return", "deploy/episodic_return", "teacher/episodic_return", "losses/bc_loss")
 METRICS += ("losses/critic_loss", "losses/policy_loss", "losses/q_value", "losses/overestimation")
 METRICS += ("charts/SPS", "charts/UPS")
+Batch = dict[str, torch.Tensor]  # obs, next_obs (B, obs_size), action (B, action_size), n_step_* (B,), annotations
 
 
 def torso(input_size: int, hidden: int = 256) -> nn.Sequential:
-    """Linear-LayerNorm-tanh, then two Linear-ELU [paper A.2: 3 x 256; kinds and initial weights: Acme's LayerNormMLP]."""
-    sizes = (input_size, hidden, hidden, hidden)
-    linears = [nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False)]
+    """Linear-LayerNorm-tanh, then two Linear-ELU [sizes: paper A.2; layers and initial weights: Acme]."""
+    linears = [nn.Linear(size, hidden) for size in (input_size, hidden, hidden)]
     for linear in linears:
         limit = linear.out_features**-0.5  # uniform with variance (1/3) / fan-out
         nn.init.uniform_(linear.weight, -limit, limit)
@@ -260,7 +248,7 @@ def project(atoms: torch.Tensor, probs: torch.Tensor, returns: torch.Tensor, dis
         atoms: (A,), evenly spaced. probs: (B, A), of Z on the atoms. returns, discounts: (B,), R and gamma^m.
 
     Returns:
-        (B, A): each target's mass is split between its two neighbouring atoms; what lies outside the support goes to its end.
+        (B, A): each target's mass is split between its two neighbouring atoms, or goes to the end of the support.
     """
     step = atoms[1] - atoms[0]
     target = returns[:, None] + discounts[:, None] * atoms  # (B, A)
@@ -272,9 +260,7 @@ def project(atoms: torch.Tensor, probs: torch.Tensor, returns: torch.Tensor, dis
     return projected.scatter_add(1, index + 1, upper_mass)
 
 
-def critic_loss(
-    critic: Critic, target_policy: Policy, target_critic: Critic, batch: dict[str, torch.Tensor]
-) -> torch.Tensor:
+def critic_loss(critic: Critic, target_policy: Policy, target_critic: Critic, batch: Batch) -> torch.Tensor:
     """Equation 2 with a categorical critic: cross-entropy from the projected n-step target to Z(s, a), a 0-dim mean."""
     with torch.no_grad():
         next_action = target_policy(batch["next_obs"])
@@ -286,7 +272,7 @@ def critic_loss(
 def action_gradient(
     critic: Critic, obs: torch.Tensor, action: torch.Tensor, clip: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Q(s, a), (B,), and dQ/da, (B, action_size), each sample's scaled down to norm <= clip; neither leads back to a."""
+    """Q(s, a), (B,), and dQ/da, (B, action_size), each sample's scaled down to norm <= clip; neither has a graph."""
     q = critic.q_value(obs, action)
     return q.detach(), clip_norm(torch.autograd.grad(q.sum(), action)[0], clip)
 
@@ -301,12 +287,7 @@ def annotate(args: Args, replay: Replay, bc_policy: Policy, previous_policy: Pol
 
 
 def policy_loss(
-    args: Args,
-    policy: Policy,
-    critic: Critic,
-    teacher: Teacher | None,
-    batch: dict[str, torch.Tensor],
-    progress: torch.Tensor,
+    args: Args, policy: Policy, critic: Critic, teacher: Teacher | None, batch: Batch, progress: torch.Tensor
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Equation 1: -Q(s, pi(s)).
 
@@ -320,7 +301,7 @@ def policy_loss(
 
 
 def gradients(
-    args: Args, agent: Agent, teacher: Teacher | None, batch: dict[str, torch.Tensor], progress: torch.Tensor
+    args: Args, agent: Agent, teacher: Teacher | None, batch: Batch, progress: torch.Tensor
 ) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...], dict[str, torch.Tensor]]:
     """Gradients of both losses at the same parameters and batch, and metrics. This is what `--compile` compiles."""
     value_loss = critic_loss(agent.critic, agent.target_policy, agent.target_critic, batch)
@@ -330,8 +311,8 @@ def gradients(
     return critic_gradients, policy_gradients, metrics | {"losses/critic_loss": value_loss.detach()}
 
 
-def apply(
-    network: nn.Module, optimizer: torch.optim.Optimizer, grads: tuple[torch.Tensor, ...], clip: float
+def apply_gradients(
+    network: nn.Module, optimizer: torch.optim.Adam, grads: tuple[torch.Tensor, ...], clip: float
 ) -> torch.Tensor:
     """Clip the gradient's global norm and take one optimiser step; returns the norm before clipping, 0-dim."""
     for parameter, grad in zip(network.parameters(), grads, strict=True):
@@ -350,7 +331,7 @@ def clone(args: Args, agent: Agent, demos: Replay, sampler: torch.Generator, kee
         batch = demos.sample(args.batch_size, sampler)
         loss = (agent.policy(batch["obs"]) - batch["action"]).square().sum(-1).mean()
         grads = torch.autograd.grad(loss, tuple(agent.policy.parameters()))
-        norm = apply(agent.policy, agent.bc_optimizer, grads, args.max_grad_norm)
+        norm = apply_gradients(agent.policy, agent.bc_optimizer, grads, args.max_grad_norm)
         keeper.watch(loss.detach() + norm, step)
         if (step + 1) % 1_000 == 0:
             keeper.clock["pretrain_step"] = step + 1
@@ -365,11 +346,10 @@ def evaluate_clone(args: Args, agent: Agent, demos: Replay, sampler: torch.Gener
     if start is None:
         return
     for step in keeper.steps(start, args.critic_steps, "critic evaluation"):
-        loss = critic_loss(
-            agent.critic, agent.target_policy, agent.target_critic, demos.sample(args.batch_size, sampler)
-        )
+        batch = demos.sample(args.batch_size, sampler)
+        loss = critic_loss(agent.critic, agent.target_policy, agent.target_critic, batch)
         grads = torch.autograd.grad(loss, tuple(agent.critic.parameters()))
-        norm = apply(agent.critic, agent.critic_optimizer, grads, args.max_grad_norm)
+        norm = apply_gradients(agent.critic, agent.critic_optimizer, grads, args.max_grad_norm)
         keeper.watch(loss.detach() + norm, step)
         if (step + 1) % args.target_period == 0:
             agent.target_critic.load_state_dict(agent.critic.state_dict())
@@ -383,16 +363,15 @@ def learn(
     args: Args, agent: Agent, teacher: Teacher | None, replay: Replay, sampler: torch.Generator, keeper: Run,
     compute: type(gradients), start: int, cycle_start: int, cycle_steps: int,
 ) -> None:  # fmt: skip
-    """Take the cycle's learner steps on all batches so far, from step `start` of the cycle; nothing waits for the device
-    but the log points."""
+    """Take the cycle's learner steps from `start` on, on all batches so far. Only log points wait for the device."""
     began = time.perf_counter()
     for step in keeper.steps(start, cycle_steps, "learning"):
         n = cycle_start + step
         batch = replay.sample(args.batch_size, sampler)
         progress = torch.full((), args.progress(n, cycle_start, cycle_steps), device=sampler.device)
         critic_gradients, policy_gradients, metrics = compute(args, agent, teacher, batch, progress)
-        norm = apply(agent.critic, agent.critic_optimizer, critic_gradients, args.max_grad_norm)
-        norm = norm + apply(agent.policy, agent.policy_optimizer, policy_gradients, args.max_grad_norm)
+        norm = apply_gradients(agent.critic, agent.critic_optimizer, critic_gradients, args.max_grad_norm)
+        norm = norm + apply_gradients(agent.policy, agent.policy_optimizer, policy_gradients, args.max_grad_norm)
         keeper.watch(norm + metrics["losses/critic_loss"] + metrics["losses/policy_loss"], step)
         if (n + 1) % args.target_period == 0:
             agent.copy_targets()
@@ -407,24 +386,17 @@ def overestimation(agent: Agent, episodes: list[Episode], gamma: float, device: 
     obs = torch.from_numpy(np.stack([episode.obs[0] for episode in episodes])).to(device)
     with torch.no_grad():
         q = agent.critic.q_value(obs, agent.policy(obs)).mean().item()
-    returns = []
-    for episode in episodes:
-        weights = np.cumprod(np.concatenate([[1.0], gamma * episode.discount[:-1].astype(np.float64)]))
-        returns.append(float(weights @ episode.reward))
-    return q - float(np.mean(returns))
+    return q - float(np.mean([episode.discounted_return(gamma) for episode in episodes]))
 
 
 def main(args: Args) -> Path:
     """Clone, evaluate the clone, then deploy and learn for every cycle; returns the run folder."""
     env = envs.spec(args.env_id)
     given, args = args, args.resolved(env)
-    device = torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
+    device = run.configure_torch(args)
     teacher = teachers.load(args.teacher, env, args.NEEDS, device)
-    torch.set_num_threads(args.torch_threads)
-    torch.set_flush_denormal(True)  # denormal numbers are slow and change nothing
-    torch.use_deterministic_algorithms(args.torch_deterministic)
     num_episodes = round(args.actor_steps / env.episode_length)
-    with Run(given, args, env, METRICS + args.METRICS, __file__) as keeper:
+    with Run(given, args, env, METRICS + args.own_metrics, __file__) as keeper:
         torch.manual_seed(run.stream_seed(args.seed, run.WEIGHTS))
         agent = Agent(args, env, device)
         sampler = torch.Generator(device).manual_seed(run.stream_seed(args.seed, run.SAMPLING))
@@ -445,15 +417,11 @@ def main(args: Args) -> Path:
             del episodes, demos
         support = (args.num_atoms, args.v_min, args.v_max)
         keeper.keep_policy(0, agent.policy, agent.critic, support)
-        batch_episodes, batch_steps = (
-            run.split(num_episodes, args.num_cycles),
-            run.split(args.learner_steps, args.num_cycles),
-        )
+        batch_episodes = run.split(num_episodes, args.num_cycles)
+        batch_steps = run.split(args.learner_steps, args.num_cycles)
         for cycle in range(1, args.num_cycles + 1):
             start = keeper.enter(f"cycle {cycle}", checkpoint=keeper.kept(cycle - 1))
-            began = time.perf_counter()
             episodes = keeper.deploy(cycle, agent.previous_policy, args.sigma, batch_episodes[cycle - 1])
-            sps = sum(len(episode.reward) for episode in episodes) / (time.perf_counter() - began)
             replay.append(episodes)
             cycle_start, cycle_steps = sum(batch_steps[: cycle - 1]), batch_steps[cycle - 1]
             keeper.clock.update(cycle=cycle, learner_step=cycle_start, pretrain_step=None)
@@ -464,10 +432,8 @@ def main(args: Args) -> Path:
                 annotate(args, replay, agent.bc_policy, agent.previous_policy, teacher)
             if start == 0:
                 values = {"deploy/episodic_return": np.mean([episode.episodic_return for episode in episodes])}
-                values |= {
-                    "losses/overestimation": overestimation(agent, episodes, args.gamma, device),
-                    "charts/SPS": sps,
-                }
+                values |= {"losses/overestimation": overestimation(agent, episodes, args.gamma, device)}
+                values |= {"charts/SPS": keeper.deploy_sps}
                 keeper.log(values, keeper.evaluate(agent.policy) if cycle == 1 else None)
             learn(args, agent, teacher, replay, sampler, keeper, compute, start, cycle_start, cycle_steps)
             agent.previous_policy.load_state_dict(agent.policy.state_dict())

@@ -74,10 +74,10 @@ class Env:
         _flatten(self.dm_env.reset().observation, obs)
 
     def step(self, action: np.ndarray, obs: np.ndarray) -> tuple[float, float, bool]:
-        """Take one control step with `action`, (action_size,) in [-1, 1], and write the observation into `obs`.
+        """Take one control step with `action`, (action_size,) in [-1, 1]; the observation goes into `obs`.
 
-        Returns reward, discount and whether the episode is over. The discount is dm_env's: 0 after a termination, 1 at a
-        time limit, where the target still bootstraps.
+        Returns reward, discount and whether the episode is over. The discount is dm_env's: 0 after a termination, 1 at
+        a time limit, where the target still bootstraps.
         """
         timestep = self.dm_env.step(self._middle + self._half_range * action)
         _flatten(timestep.observation, obs)

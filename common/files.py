@@ -1,7 +1,7 @@
 """Files that a run reads back: written atomically, verified when read, and never able to run code.
 
-`.pt` and `.npz` files are zip archives whose records carry a CRC-32; NumPy checks it on reading, `torch.load` doesn't, so
-`load_torch` does. JSON files carry a SHA-256 of their own content.
+`.pt` and `.npz` files are zip archives whose records carry a CRC-32; NumPy checks it on reading, `torch.load` doesn't,
+so `load_torch` does. JSON files carry a SHA-256 of their own content.
 """
 
 import hashlib

@@ -17,8 +17,8 @@ ANNOTATE_CHUNK = 4096  # rows per annotation call; fixed, because other row coun
 def n_step(reward: np.ndarray, discount: np.ndarray, n: int, gamma: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """n-step returns, discounts and bootstrap offsets of one episode of T steps.
 
-    With m = min(n, T - t), the return is sum_{i<m} (prod_{j<i} gamma d_{t+j}) r_{t+i}, the discount prod_{i<m} gamma d_{t+i}
-    and the offset m: the window gets shorter near the end and never crosses an episode.
+    With m = min(n, T - t), the return is sum_{i<m} (prod_{j<i} gamma d_{t+j}) r_{t+i}, the discount
+    prod_{i<m} gamma d_{t+i} and the offset m: the window gets shorter near the end and never crosses an episode.
 
     Args:
         reward, discount: (T,), the environment's.
@@ -48,7 +48,7 @@ class Replay:
         gamma: float,
         device: torch.device,
     ) -> None:
-        """Reserve room for `capacity` transitions in at most `max_episodes` episodes; untouched memory costs nothing on CPU."""
+        """Reserve room for `capacity` transitions in `max_episodes` episodes; on a CPU, untouched memory is free."""
         self._n_step, self._gamma, self._capacity, self._device = n_step, gamma, capacity, device
         self._max_episodes = max_episodes
         # Row i < capacity is the observation of transition i; the last observations of episodes stand behind them.
@@ -105,7 +105,7 @@ class Replay:
         self._batch_ends.append(at)
 
     def annotate(self, name: str, function: Callable[[torch.Tensor], torch.Tensor], batches: str = "new") -> int:
-        """Add or renew a column: row i is `function(obs)[i]`, asked in chunks of at most 4096 rows that never span batches.
+        """Add or renew a column of `function(obs)`, asked in chunks of at most 4096 rows that never span batches.
 
         Args:
             function: obs (B, obs_size) -> (B, size), the same size each time.
@@ -134,8 +134,8 @@ class Replay:
         """Draw transitions uniformly with replacement, with no wait for the device.
 
         Returns:
-            obs, next_obs (B, obs_size), action (B, action_size), n_step_return, n_step_discount (B,), and the annotations
-            (B, size). `next_obs` is the observation at the end of the n-step window.
+            obs, next_obs (B, obs_size), action (B, action_size), n_step_return, n_step_discount (B,), and the
+            annotations (B, size). `next_obs` is the observation at the end of the n-step window.
         """
         index = torch.randint(len(self), (batch_size,), generator=generator, device=self._device)
         batch = {name: column.index_select(0, index) for name, column in self._columns.items()}

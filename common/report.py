@@ -56,8 +56,8 @@ def curve(rows: list[dict[str, float]]) -> tuple[np.ndarray, np.ndarray]:
 def dip(steps: np.ndarray, returns: np.ndarray, clone_mean: float) -> dict[str, Any] | None:
     """How far a run falls below its clone.
 
-    With w = min(10, n) and m_j = mean(returns[j-w+1..j]), depth = max(0, clone_mean - min_j m_j), and the learner step is
-    that of the first evaluation j with the lowest m_j.
+    With w = min(10, n) and m_j = mean(returns[j-w+1..j]), depth = max(0, clone_mean - min_j m_j), and the learner step
+    is that of the first evaluation j with the lowest m_j.
 
     Args:
         steps, returns: (n,), of the run's evaluations. None is returned for n = 0.
@@ -113,9 +113,9 @@ def _read_deployed(run_dir: Path) -> tuple[np.ndarray, np.ndarray]:
 def make_report(run_dir: Path, facts: dict[str, Any]) -> dict[str, Any]:
     """Compute everything that `report.json` says from the raw files of a run folder, write it and return it.
 
-    regret = sum over deployed episodes of (teacher's mean return - episodic return); `dip` and `falls` as those functions
-    say. With thousands of cycles only some are kept; the deployed episodes of a kept cycle are then all those since the
-    kept cycle before it.
+    regret = sum over deployed episodes of (teacher's mean return - episodic return); `dip` and `falls` as those
+    functions say. With thousands of cycles only some are kept; the deployed episodes of a kept cycle are then all those
+    since the kept cycle before it.
 
     Args:
         facts: `teacher_returns` (list or None), `states_annotated`, `gradients_asked`, `seconds` by phase.
@@ -188,11 +188,10 @@ def draw_learning_curve(run_dir: Path) -> Path:
     with pyplot.rc_context(style):
         figure, axes = pyplot.subplots(figsize=(6.5, 3.6), layout="constrained")
         axes.plot(steps, returns, color=colours["one"], linewidth=0.5, alpha=0.7, label="evaluation, no noise")
-        window = min(DIP_EVALUATIONS, len(returns))
-        if window > 1:
-            mean = np.lib.stride_tricks.sliding_window_view(returns, window).mean(1)
-            label = f"mean of {window} evaluations"
-            axes.plot(steps[window - 1 :], mean, color=colours["ten"], linewidth=1.4, label=label)
+        if len(returns) > DIP_EVALUATIONS:
+            mean = np.lib.stride_tricks.sliding_window_view(returns, DIP_EVALUATIONS).mean(1)
+            label = f"mean of {DIP_EVALUATIONS} evaluations"
+            axes.plot(steps[DIP_EVALUATIONS - 1 :], mean, color=colours["ten"], linewidth=1.4, label=label)
         groups = [(x, cycle["deployed"]) for x, cycle in zip(ends, kept, strict=False) if cycle["deployed"]]
         if groups:
             x, y, error = zip(*[(x, group["mean"], group["std"]) for x, group in groups], strict=True)

@@ -1,9 +1,9 @@
 """Whole episodes with a fixed policy, as a pure function of (environment, policy, noise, seeds).
 
-Episode i of a stream is seeded by (stream, i) alone. The ten episodes with the same i // 10 form a block: they are stepped in
-lockstep with one forward pass of always ten rows on one thread. Matrix products round differently for other row counts and
-thread counts, so the fixed block makes the data bit-identical in this process, in any number of workers, and on a cluster
-of the same machine type. A block whose worker is lost is run again.
+Episode i of a stream is seeded by (stream, i) alone. The ten episodes with the same i // 10 form a block: they are
+stepped in lockstep with one forward pass of always ten rows on one thread. Matrix products round differently for other
+row counts and thread counts, so the fixed block makes the data bit-identical in this process, in any number of workers,
+and on a cluster of the same machine type. A block whose worker is lost is run again.
 """
 
 import concurrent.futures
@@ -45,9 +45,14 @@ class Episode(NamedTuple):
         """Undiscounted sum of rewards."""
         return float(self.reward.sum(dtype=np.float64))
 
+    def discounted_return(self, gamma: float) -> float:
+        """Sum of rewards, each weighted by the product of gamma and the environment's discounts before it."""
+        weights = np.cumprod(np.concatenate([[1.0], gamma * self.discount[:-1].astype(np.float64)]))
+        return float(weights @ self.reward)
+
 
 def pack(episodes: list[Episode], cycles: list[int]) -> dict[str, np.ndarray]:
-    """Episodes as flat arrays: obs (sum of T + 1, obs_size), action, reward, discount (sum of T, ...), length, cycle (E,)."""
+    """Episodes as flat arrays: obs (sum of T + 1, .), action, reward, discount (sum of T, .), length, cycle (E,)."""
     arrays = {name: np.concatenate([getattr(episode, name) for episode in episodes]) for name in Episode._fields}
     lengths = np.array([len(episode.reward) for episode in episodes], np.int64)
     return arrays | {"length": lengths, "cycle": np.array(cycles, np.int64)}
@@ -199,7 +204,7 @@ class Workers:
         self.num_workers, self._timeout, self._pool = num_workers, block_timeout, None
 
     def _start(self) -> pebble.ProcessPool:
-        # A fork server starts workers from a process that never ran torch, CUDA or a thread: clean, and faster than spawn.
+        # A fork server's children come from a process that never ran torch, CUDA or a thread: clean, and fast to start.
         methods = multiprocessing.get_all_start_methods()
         context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
         if context.get_start_method() == "forkserver":

@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import importlib.metadata
 import io
+import itertools
 import json
 import os
 import platform
@@ -43,6 +44,14 @@ FREE_FLAGS = {
     "resume", "run_dir", "num_workers", "track", "wandb_project_name", "wandb_entity", "capture_video", "demo_dir",
     "checkpoint_every",
 }  # fmt: skip
+POSITIVE_FLAGS = (
+    "scale", "actor_steps", "learner_steps", "samples_per_insert", "demo_episodes", "bc_learning_rate", "buffer_size",
+    "batch_size", "learning_rate", "num_cycles", "n_step", "target_period", "max_grad_norm", "dqda_clip", "eval_every",
+    "report_episodes", "keep_every", "checkpoint_every", "torch_threads",
+)  # fmt: skip
+NOT_NEGATIVE_FLAGS = (
+    "seed", "demo_sigma", "sigma", "gamma", "bc_steps", "critic_steps", "num_workers", "eval_episodes",
+)  # fmt: skip
 PACKAGES = ("torch", "numpy", "dm-control", "mujoco")
 
 
@@ -52,7 +61,10 @@ class Interrupted(Exception):
 
 def launch(args_type: type, main: Callable[[Any], Path]) -> None:
     """Parse the command line, run `main`, and turn a user's mistake into one sentence and exit status 1."""
-    parse = lambda **kwargs: tyro.cli(args_type, description=sys.modules["__main__"].__doc__, **kwargs)  # noqa: E731
+
+    def parse(**kwargs: Any) -> Any:
+        return tyro.cli(args_type, description=sys.modules["__main__"].__doc__, **kwargs)
+
     args = parse()
     try:
         if args.resume is not None:
@@ -98,7 +110,27 @@ def refuse_changes(saved: Any, args: Any) -> None:
 def split(total: int, parts: int) -> list[int]:
     """Whole parts of `total`: part k of N gets floor(k total / N) - floor((k - 1) total / N) [DESIGN: budget]."""
     ends = [k * total // parts for k in range(parts + 1)]
-    return [end - start for start, end in zip(ends, ends[1:], strict=False)]
+    return [end - start for start, end in itertools.pairwise(ends)]
+
+
+def check_numbers(args: Any) -> None:
+    """Raise UserError if one of the shared flags that must be above zero, or not below it, isn't."""
+    for name in POSITIVE_FLAGS + NOT_NEGATIVE_FLAGS:
+        value, flag = getattr(args, name), "--" + name.replace("_", "-")
+        if value is not None and name in POSITIVE_FLAGS and not value > 0:
+            raise UserError(f"{flag} must be above 0, not {value}.")
+        if value is not None and name in NOT_NEGATIVE_FLAGS and not value >= 0:
+            raise UserError(f"{flag} must not be negative, not {value}.")
+
+
+def configure_torch(args: Any) -> torch.device:
+    """Set threads and determinism as the flags say; returns the learner's device."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS isn't deterministic
+    torch.set_num_threads(args.torch_threads)
+    torch.set_flush_denormal(True)  # denormal numbers are slow and change nothing
+    torch.use_deterministic_algorithms(args.torch_deterministic)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # all memory is written before it is read
+    return torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
 
 
 def stream_seed(seed: int, stream: int) -> int:
@@ -107,7 +139,7 @@ def stream_seed(seed: int, stream: int) -> int:
 
 
 class Run:
-    """One run in one folder. Use it as a context manager: it holds the folder's lock, the workers and the signal handlers."""
+    """One run in one folder. As a context manager it holds the folder's lock, the workers and the signal handlers."""
 
     def __init__(self, args: Any, resolved: Any, env: EnvSpec, keys: tuple[str, ...], script: str) -> None:
         """Start a run, or continue the one that `args.run_dir` holds.
@@ -134,6 +166,7 @@ class Run:
         self._signal, self._in_steps, self._bar = 0, False, None
         self._last_return = float("nan")
         self._bad_step: torch.Tensor | None = None
+        self.deploy_sps: float | None = None  # environment steps per second of the last deployment, None if read back
         self._saved: dict[str, Any] | None = None
         self.dir = self._make_dir(args)
         identity = {k: v for k, v in dataclasses.asdict(args).items() if k not in FREE_FLAGS}
@@ -242,7 +275,7 @@ class Run:
             self._bar = None
 
     def checkpoint(self, step: int) -> None:
-        """Save the state before `step` of the current phase; the checkpoint before it stays as `checkpoint_previous.pt`."""
+        """Save the state before `step` of this phase; the checkpoint before it stays as `checkpoint_previous.pt`."""
         self._flush(wait=True)
         self._check_finite()
         with self.timed("writing"):
@@ -317,7 +350,9 @@ class Run:
                 raise UserError(f"{self.dir} has lost its batch of cycle {cycle}; start again in a new folder.")
             stream, indices = (self.args.seed, DEPLOY, cycle), range(num_episodes)
             with self._episode_bar(num_episodes, f"cycle {cycle}, deploying") as on_episodes:
+                began = time.perf_counter()
                 episodes = self.workers.collect(self.env.env_id, policy, sigma, stream, indices, on_episodes)
+        self.deploy_sps = sum(len(episode.reward) for episode in episodes) / (time.perf_counter() - began)
         self._unsaved.append((cycle, episodes))
         if self.kept(cycle):
             with self.timed("writing"):
@@ -368,7 +403,7 @@ class Run:
         return self.workers.submit(self.env.env_id, policy, 0.0, stream, range(self.args.eval_episodes))
 
     def score(self, path: Path, actor: Actor) -> list[float]:
-        """Noise-free returns on the report's episodes, the same start seeds for every cycle and method; kept in `path`."""
+        """Noise-free returns, kept in `path`, of episodes with the same start seeds for every cycle and method."""
         if not path.exists():
             with (
                 self.timed("report episodes"),
@@ -392,29 +427,25 @@ class Run:
         metadata |= {"score": float(np.mean(returns)), "score_episodes": len(returns)}
         with self.timed("writing"):
             teachers.save_snapshot(folder / "snapshot.pt", self.env, policy, critic, support, metadata)
-        self.say(
-            f"{'clone' if cycle == 0 else f'cycle {cycle}'}: mean return {np.mean(returns):.1f} of {len(returns)} episodes"
-        )
+        name = "clone" if cycle == 0 and self.args.teacher != "none" else f"cycle {cycle}"
+        self.say(f"{name}: mean return {np.mean(returns):.1f} of {len(returns)} episodes")
         if self.args.capture_video:
-            command = [
-                sys.executable,
-                "-m",
-                "common.evaluate",
-                str((folder / "snapshot.pt").resolve()),
-                "--episodes",
-                "0",
-            ]
-            done = subprocess.run(
-                [*command, "--video", str((folder / "video.gif").resolve())], cwd=self._script.resolve().parent, text=True,
-                capture_output=True, env={k: v for k, v in os.environ.items() if (k, v) != ("MUJOCO_GL", "disabled")},
-            )  # fmt: skip
-            if done.returncode != 0:
-                raise UserError(f"--capture-video: {done.stderr.strip()}")
+            self._film(folder)
+
+    def _film(self, folder: Path) -> None:
+        """Film the snapshot in `folder`, in a process of its own, because this one has no rendering back end."""
+        command = [sys.executable, "-m", "common.evaluate", str((folder / "snapshot.pt").resolve()), "--episodes", "0"]
+        command += ["--video", str((folder / "video.gif").resolve())]
+        environment = {name: value for name, value in os.environ.items() if (name, value) != ("MUJOCO_GL", "disabled")}
+        place = self._script.resolve().parent
+        done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True)
+        if done.returncode != 0:
+            raise UserError(f"--capture-video: {done.stderr.strip()}")
 
     # ---- metrics
 
     def log(self, values: dict[str, Any], evaluation: Pending | None = None) -> None:
-        """Write a row of metrics (0-dim tensors or numbers) at the present clock, in order, when its evaluation is there."""
+        """Write a row of metrics, 0-dim tensors or numbers, at the present clock, once its evaluation is there."""
         if self._saved is not None:  # the row is there already
             return
         self._check_finite()
@@ -478,11 +509,16 @@ class Run:
     def _start_wandb(self) -> None:
         import wandb
 
-        config = dataclasses.asdict(self.args) | {"row": self.args.row, "run_dir": str(self.dir)}
         run = wandb.init(
-            project=self.args.wandb_project_name, entity=self.args.wandb_entity, group=self.args.row, name=self.dir.name,
-            config=config, id=self._wandb_id, resume="allow", dir=self.dir,
-        )  # fmt: skip
+            project=self.args.wandb_project_name,
+            entity=self.args.wandb_entity,
+            group=self.args.row,
+            name=self.dir.name,
+            config=dataclasses.asdict(self.args) | {"row": self.args.row},
+            id=self._wandb_id,
+            resume="allow",
+            dir=self.dir,
+        )
         self._wandb_id = run.id
         wandb.define_metric("*", step_metric="learner_step")
         wandb.define_metric("losses/bc_loss", step_metric="pretrain_step")
@@ -567,3 +603,17 @@ def _versions() -> dict[str, Any]:
     """What a reader needs to repeat a run."""
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     return versions | {"python": platform.python_version(), "machine": platform.machine(), "system": platform.system()}
+
+
+def compiled(function: Callable, device: torch.device) -> Callable:
+    """`torch.compile` a whole update: no graph break, autograd inside, CUDA graphs on a GPU.
+
+    Raises:
+        UserError: there is no C++ compiler.
+    """
+    if device.type == "cpu" and shutil.which(os.environ.get("CXX", "g++")) is None:
+        raise UserError("--compile needs a C++ compiler: install g++, or leave the flag out.")
+    torch._dynamo.config.trace_autograd_ops = True
+    return torch.compile(
+        function, fullgraph=True, dynamic=False, mode="reduce-overhead" if device.type == "cuda" else None
+    )

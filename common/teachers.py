@@ -1,7 +1,7 @@
 """Teachers: shipped snapshots, a snapshot file, anybody's own class, and the demonstrations they give.
 
-A snapshot is one `.pt` file with a policy and a critic of a fixed architecture (paper A.2: three layers of 256, 51 atoms).
-This module owns that architecture's forward pass, so that a fork with other networks still loads the shipped teachers.
+A snapshot is one `.pt` file with a policy and a critic of a fixed architecture (paper A.2: three layers of 256, 51
+atoms). This module owns its forward pass, so that a fork with other networks still loads the shipped teachers.
 """
 
 import fcntl
@@ -121,7 +121,7 @@ def load_snapshot(path: Path, device: torch.device) -> Snapshot:
 
 
 class UserTeacher:
-    """Somebody's own class from a file, with every answer checked. Pickles as its file and class name, not its state."""
+    """Somebody's own class from a file, its answers checked. Pickles as its file and class name, not its state."""
 
     def __init__(self, path: str, class_name: str, env: EnvSpec, device: torch.device) -> None:
         """Import the file and build `Class(env_id, device)`.
@@ -165,7 +165,7 @@ class UserTeacher:
         return action
 
     def action_gradient(self, obs: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
-        """The class's dQ*/da, (B, action_size). It runs at every update, so NaN is left to the run's non-finite check."""
+        """The class's dQ*/da, (B, action_size). Asked at every update: NaN is left to the run's non-finite check."""
         return self._checked(self._teacher.action_gradient(obs, action), len(obs), "action_gradient")
 
 
@@ -228,8 +228,8 @@ def demonstrations(
 ) -> list[Episode]:
     """Episodes of the teacher, seeded by its hash alone: one data set per teacher, cached as one file in `folder`.
 
-    A cached file that is shorter than asked is extended, one that is damaged or foreign is made again. Runs that need the
-    same file at once wait for the first.
+    A cached file that is shorter than asked is extended, one that is damaged or foreign is made again. Runs that need
+    the same file at once wait for the first.
     """
     key = f"{env.env_id}-{teacher.sha256[:16]}-sigma{sigma:g}"
     path = folder / f"{key}.npz"

@@ -1,0 +1,187 @@
+"""Score a policy snapshot on noise-free episodes and, on request, film it.
+
+`python -m common.evaluate PATH [--episodes 20] [--seed 0] [--num-workers 2] [--video FILE.gif] [--json FILE]`
+
+Episode i of seed s is seeded by (STREAM, s, i) alone. No run and no demonstrations use that stream, so a score is never
+taken on episodes that the policy was trained or picked on, and two snapshots of a task are scored on the same starts.
+"""
+
+import importlib.util
+import io
+import math
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import tyro
+from PIL import Image
+
+from common import UserError, envs, files, rollouts, teachers
+
+STREAM = 0x6576616C  # ASCII "eval"; a run's streams start with its seed, which nobody sets to 1702257004
+HEIGHT, WIDTH, MAX_FRAMES = 240, 320, 250  # a GIF of 1 MB or less [ours]
+PLAIN = {"shadow": False, "reflection": False}  # without a GPU these two take 60 % of the drawing time
+PROBE = (
+    "from dm_control import suite; env = suite.load('pendulum', 'swingup'); env.reset(); "
+    "print('drawn', env.physics.render(64, 64, camera_id=0).std() > 0); env.close()"
+)
+
+
+@dataclass
+class Args:
+    """Score a policy snapshot on noise-free episodes, and film one on request."""
+
+    path: tyro.conf.Positional[Path]
+    """a snapshot .pt, or a folder that holds one: a run's (its last cycle's is taken) or one cycle's"""
+    episodes: int = 20
+    """noise-free episodes to score; 0 only films"""
+    seed: int = 0
+    """names the episodes' start states; snapshots with the same seed get the same ones"""
+    num_workers: int = 2
+    """processes that run the episodes, 0 for none; the score doesn't depend on it"""
+    video: Path | None = None
+    """film the first episode into this .gif, or .mp4 where imageio-ffmpeg is installed"""
+    json: Path | None = None
+    """write the returns and the snapshot's SHA-256 to this file"""
+
+
+def find_snapshot(path: Path) -> Path:
+    """The snapshot at `path`: the file itself, a cycle's, or that of a run's last cycle. UserError if there is none."""
+    if not path.is_dir():
+        return path
+    found = [*path.glob("snapshot.pt"), *sorted(path.glob("cycle_*/snapshot.pt"), reverse=True)]
+    if not found:
+        raise UserError(f"{path} holds no snapshot.pt, neither itself nor in a cycle_KKKK folder.")
+    return found[0]
+
+
+def bootstrap_interval(values: np.ndarray) -> tuple[float, float]:
+    """95 % percentile-bootstrap interval of the mean of `values`, (N,), from 10,000 resamples with a fixed seed."""
+    means = np.random.default_rng(0).choice(values, (10_000, len(values))).mean(1)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def score(snapshot: teachers.Snapshot, episodes: int, seed: int, num_workers: int) -> np.ndarray:
+    """Undiscounted returns of the noise-free episodes 0 to `episodes` - 1 of `seed`, (episodes,) float64."""
+    workers = rollouts.Workers(num_workers)
+    try:
+        done = workers.collect(snapshot.env_id, snapshot.action, 0.0, (STREAM, seed), range(episodes))
+    finally:
+        workers.close()
+    return np.array([episode.episodic_return for episode in done])
+
+
+def choose_renderer() -> None:
+    """Set MUJOCO_GL to what the user set, else EGL, else OSMesa: the first that really draws.
+
+    A failed back end can't be replaced within a process, so each is tried in one of its own.
+
+    Raises:
+        UserError: none draws.
+    """
+    wanted = os.environ.get("MUJOCO_GL", "")
+    names = ["egl", "osmesa"] if wanted in ("", "disabled") else [wanted]
+    for name in names:
+        os.environ["MUJOCO_GL"] = name
+        try:
+            probe = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True, timeout=120)
+        except subprocess.TimeoutExpired:
+            continue
+        if "drawn True" in probe.stdout:
+            return
+    os.environ["MUJOCO_GL"] = wanted
+    raise UserError(
+        f"no video: MuJoCo can't draw with MUJOCO_GL={' or '.join(names)}; install OSMesa (Debian: apt-get install "
+        "libosmesa6), or libegl1 and a GPU driver for EGL, or set MUJOCO_GL=glfw on a desktop."
+    )
+
+
+def film(snapshot_path: Path, output: Path, seed: int) -> None:
+    """Film episode 0 of `seed`, the first that `score` runs, about in real time, as `output`, a .gif or .mp4.
+
+    Call it in a process that hasn't loaded a task yet: dm_control picks its renderer once, when it is imported.
+
+    Raises:
+        UserError: unknown format, no working renderer, or no good snapshot.
+    """
+    if output.suffix not in (".gif", ".mp4"):
+        raise UserError(f"--video {output}: expected a name that ends in .gif or .mp4.")
+    if output.suffix == ".mp4" and importlib.util.find_spec("imageio_ffmpeg") is None:
+        raise UserError(f"--video {output}: .mp4 needs pip install imageio-ffmpeg; .gif needs nothing more.")
+    snapshot = teachers.load_snapshot(snapshot_path, torch.device("cpu"))
+    choose_renderer()
+    env = envs.Env(snapshot.env_id)
+    every = math.ceil(env.spec.episode_length / MAX_FRAMES)
+    frames, rewards, last = [], [], False
+    # The same ten rows, thread and seed as in `rollouts.run_block`, so that this is the scored episode bit for bit.
+    obs = np.zeros((rollouts.BLOCK, env.spec.obs_size), np.float32)
+    reset_seed, _ = np.random.SeedSequence([STREAM, seed, 0]).spawn(2)
+    env.reset(int(reset_seed.generate_state(1)[0]), obs[0])
+    with rollouts.one_thread(), torch.inference_mode():
+        while not last:
+            if len(rewards) % every == 0:
+                frames.append(env.dm_env.physics.render(HEIGHT, WIDTH, camera_id=0, render_flag_overrides=PLAIN))
+            reward, _, last = env.step(snapshot.action(torch.from_numpy(obs))[0].numpy(), obs[0])
+            rewards.append(np.float32(reward))
+    seconds = every * env.dm_env.control_timestep()
+    env.dm_env.close()  # left to the interpreter's exit, OSMesa's clean-up prints tracebacks
+    _write_video(output, frames, seconds)
+    print(f"filmed episode 0 of seed {seed}, return {np.sum(rewards, dtype=np.float64):.2f}, into {output}")
+
+
+def _write_video(output: Path, frames: list[np.ndarray], seconds: float) -> None:
+    """Write `frames`, each (HEIGHT, WIDTH, 3) uint8 and shown for `seconds`."""
+    if output.suffix == ".mp4":
+        import imageio_ffmpeg
+
+        output.parent.mkdir(parents=True, exist_ok=True)
+        writer = imageio_ffmpeg.write_frames(str(output), (WIDTH, HEIGHT), fps=1 / seconds)
+        writer.send(None)
+        for frame in frames:
+            writer.send(frame.tobytes())
+        writer.close()
+        return
+    # One palette without dithering keeps still parts of the picture identical, which GIF stores for nothing.
+    palette = Image.fromarray(np.concatenate(frames[:: len(frames) // 4 + 1])).quantize(128)
+    images = [Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
+    buffer = io.BytesIO()
+    images[0].save(buffer, "GIF", save_all=True, append_images=images[1:], duration=1000 * seconds, loop=0)
+    files.write_atomically(output, buffer.getvalue())
+
+
+def main(args: Args) -> None:
+    """Film, then score, then print and write what came out."""
+    path = find_snapshot(args.path)
+    if args.episodes < 0 or args.seed < 0 or args.num_workers < 0:
+        raise UserError("--episodes, --seed and --num-workers can't be negative.")
+    snapshot = teachers.load_snapshot(path, torch.device("cpu"))
+    if args.video is not None:
+        film(path, args.video, args.seed)
+        os.environ["MUJOCO_GL"] = "disabled"  # the workers draw nothing
+    if args.episodes == 0:
+        return
+    returns = score(snapshot, args.episodes, args.seed, args.num_workers)
+    low, high = bootstrap_interval(returns)
+    result = {"mean": returns.mean(), "std": returns.std(), "min": returns.min(), "max": returns.max()}
+    result = {name: float(value) for name, value in result.items()} | {"low_95": low, "high_95": high}
+    spec = envs.spec(snapshot.env_id)
+    print(f"{path}: {spec.env_id}, obs size {spec.obs_size}, action size {spec.action_size}, sha256 {snapshot.sha256}")
+    print(*(f"  {name}: {value}" for name, value in snapshot.metadata.items()), sep="\n")
+    print(f"return of {args.episodes} noise-free episodes of seed {args.seed}:")
+    print(f"  mean {result['mean']:.2f}, 95 % bootstrap interval {low:.2f} to {high:.2f}")
+    print(f"  standard deviation {result['std']:.2f}, min {result['min']:.2f}, max {result['max']:.2f}")
+    if args.json is not None:
+        result |= {"env_id": spec.env_id, "seed": args.seed, "returns": returns.tolist()}
+        files.save_json(args.json, result | {"snapshot_sha256": snapshot.sha256, "metadata": snapshot.metadata})
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Args))
+    except (UserError, OSError) as error:
+        sys.exit(f"error: {error}")
