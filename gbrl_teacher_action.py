@@ -31,7 +31,7 @@ class Args:
     """The flags. Each help text ends with the source of its default."""
 
     # ---- this script's own: its row, what it asks of a teacher, its flags
-    NEEDS: typing.ClassVar[str] = "action"
+    NEEDS: typing.ClassVar[str] = "actions"
     method: typing.Literal["ta", "ta_qf"] = "ta_qf"
     """equation 6, or 7 with the Q-filter [paper 3.4]"""
     beta: float = 5.0

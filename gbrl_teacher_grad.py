@@ -30,7 +30,7 @@ class Args:
     """The flags. Each help text ends with the source of its default."""
 
     # ---- this script's own: its row, what it asks of a teacher, its flags
-    NEEDS: typing.ClassVar[str] = "action_gradient"
+    NEEDS: typing.ClassVar[str] = "action_gradients"
     teacher_dqda_clip: float = 1.0
     """clip of each of the teacher's gradients, inf to switch off [ours: as --dqda-clip, for a common scale]"""
     decay_rate: float = 1.0

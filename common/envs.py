@@ -45,7 +45,7 @@ class Env:
         """Load `env_id`, written `domain-task`, such as `cartpole-swingup`.
 
         Raises:
-            UserError: no such task, unbounded actions, or no time limit.
+            UserError: no such task, unbounded actions, no time limit, or a task that needs a renderer to run.
         """
         suite = _suite()
         names = ["-".join(pair) for pair in suite.ALL_TASKS]
@@ -57,6 +57,10 @@ class Env:
             )
         domain, task = env_id.split("-")
         self.dm_env = suite.load(domain, task, task_kwargs={"random": 0})
+        try:
+            self.dm_env.reset()
+        except RuntimeError as error:  # quadruped-escape draws its terrain
+            raise UserError(f"--env-id {env_id}: it can't run without a renderer ({error}).") from error
         action_spec = self.dm_env.action_spec()
         low, high = action_spec.minimum, action_spec.maximum
         if not (np.isfinite(low).all() and np.isfinite(high).all()):

@@ -6,7 +6,6 @@ Episode i of seed s is seeded by (STREAM, s, i) alone. No run and no demonstrati
 taken on episodes that the policy was trained or picked on, and two snapshots of a task are scored on the same starts.
 """
 
-import importlib.util
 import io
 import math
 import os
@@ -20,7 +19,7 @@ import torch
 import tyro
 from PIL import Image
 
-from common import UserError, envs, files, rollouts, teachers
+from common import UserError, envs, files, report, rollouts, teachers
 
 STREAM = 0x6576616C  # ASCII "eval"; a run's streams start with its seed, which nobody sets to 1702257004
 HEIGHT, WIDTH, MAX_FRAMES = 240, 320, 250  # a GIF of 1 MB or less [ours]
@@ -44,7 +43,7 @@ class Args:
     num_workers: int = 2
     """processes that run the episodes, 0 for none; the score doesn't depend on it"""
     video: Path | None = None
-    """film the first episode into this .gif, or .mp4 where imageio-ffmpeg is installed"""
+    """film the first episode into this .gif"""
     json: Path | None = None
     """write the returns and the snapshot's SHA-256 to this file"""
 
@@ -53,17 +52,13 @@ def find_snapshot(path: Path) -> Path:
     """The snapshot at `path`: the file itself, a cycle's, or that of a run's last cycle. UserError if there is none."""
     if not path.is_dir():
         return path
-    found = [*path.glob("snapshot.pt"), *sorted(path.glob("cycle_*/snapshot.pt"), reverse=True)]
+    found = [
+        *path.glob("snapshot.pt"),
+        *sorted(path.glob("cycle_*/snapshot.pt"), key=lambda p: -int(p.parent.name[6:])),
+    ]
     if not found:
         raise UserError(f"{path} holds no snapshot.pt, neither itself nor in a cycle_KKKK folder.")
     return found[0]
-
-
-def bootstrap_interval(values: np.ndarray) -> tuple[float, float]:
-    """95 % percentile-bootstrap interval of the mean of `values`, (N,), from 10,000 resamples with a fixed seed."""
-    means = np.random.default_rng(0).choice(values, (10_000, len(values))).mean(1)
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(low), float(high)
 
 
 def score(snapshot: teachers.Snapshot, episodes: int, seed: int, num_workers: int) -> np.ndarray:
@@ -102,17 +97,15 @@ def choose_renderer() -> None:
 
 
 def film(snapshot_path: Path, output: Path, seed: int) -> None:
-    """Film episode 0 of `seed`, the first that `score` runs, about in real time, as `output`, a .gif or .mp4.
+    """Film episode 0 of `seed`, the first that `score` runs, about in real time, as `output`, a .gif.
 
     Call it in a process that hasn't loaded a task yet: dm_control picks its renderer once, when it is imported.
 
     Raises:
         UserError: unknown format, no working renderer, or no good snapshot.
     """
-    if output.suffix not in (".gif", ".mp4"):
-        raise UserError(f"--video {output}: expected a name that ends in .gif or .mp4.")
-    if output.suffix == ".mp4" and importlib.util.find_spec("imageio_ffmpeg") is None:
-        raise UserError(f"--video {output}: .mp4 needs pip install imageio-ffmpeg; .gif needs nothing more.")
+    if output.suffix != ".gif":
+        raise UserError(f"--video {output}: expected a name that ends in .gif.")
     snapshot = teachers.load_snapshot(snapshot_path, torch.device("cpu"))
     choose_renderer()
     env = envs.Env(snapshot.env_id)
@@ -120,8 +113,7 @@ def film(snapshot_path: Path, output: Path, seed: int) -> None:
     frames, rewards, last = [], [], False
     # The same ten rows, thread and seed as in `rollouts.run_block`, so that this is the scored episode bit for bit.
     obs = np.zeros((rollouts.BLOCK, env.spec.obs_size), np.float32)
-    reset_seed, _ = np.random.SeedSequence([STREAM, seed, 0]).spawn(2)
-    env.reset(int(reset_seed.generate_state(1)[0]), obs[0])
+    env.reset(rollouts.episode_seeds((STREAM, seed), 0)[0], obs[0])
     with rollouts.one_thread(), torch.inference_mode():
         while not last:
             if len(rewards) % every == 0:
@@ -136,16 +128,6 @@ def film(snapshot_path: Path, output: Path, seed: int) -> None:
 
 def _write_video(output: Path, frames: list[np.ndarray], seconds: float) -> None:
     """Write `frames`, each (HEIGHT, WIDTH, 3) uint8 and shown for `seconds`."""
-    if output.suffix == ".mp4":
-        import imageio_ffmpeg
-
-        output.parent.mkdir(parents=True, exist_ok=True)
-        writer = imageio_ffmpeg.write_frames(str(output), (WIDTH, HEIGHT), fps=1 / seconds)
-        writer.send(None)
-        for frame in frames:
-            writer.send(frame.tobytes())
-        writer.close()
-        return
     # One palette without dithering keeps still parts of the picture identical, which GIF stores for nothing.
     palette = Image.fromarray(np.concatenate(frames[:: len(frames) // 4 + 1])).quantize(128)
     images = [Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
@@ -166,14 +148,12 @@ def main(args: Args) -> None:
     if args.episodes == 0:
         return
     returns = score(snapshot, args.episodes, args.seed, args.num_workers)
-    low, high = bootstrap_interval(returns)
-    result = {"mean": returns.mean(), "std": returns.std(), "min": returns.min(), "max": returns.max()}
-    result = {name: float(value) for name, value in result.items()} | {"low_95": low, "high_95": high}
+    result = report.summarise(returns) | {"min": float(returns.min()), "max": float(returns.max())}
     spec = envs.spec(snapshot.env_id)
     print(f"{path}: {spec.env_id}, obs size {spec.obs_size}, action size {spec.action_size}, sha256 {snapshot.sha256}")
     print(*(f"  {name}: {value}" for name, value in snapshot.metadata.items()), sep="\n")
     print(f"return of {args.episodes} noise-free episodes of seed {args.seed}:")
-    print(f"  mean {result['mean']:.2f}, 95 % bootstrap interval {low:.2f} to {high:.2f}")
+    print(f"  mean {result['mean']:.2f}, 95 % bootstrap interval {result['ci95'][0]:.2f} to {result['ci95'][1]:.2f}")
     print(f"  standard deviation {result['std']:.2f}, min {result['min']:.2f}, max {result['max']:.2f}")
     if args.json is not None:
         result |= {"env_id": spec.env_id, "seed": args.seed, "returns": returns.tolist()}

@@ -1,7 +1,7 @@
 """Files that a run reads back: written atomically, verified when read, and never able to run code.
 
-`.pt` and `.npz` files are zip archives whose records carry a CRC-32; NumPy checks it on reading, `torch.load` doesn't,
-so `load_torch` does. JSON files carry a SHA-256 of their own content.
+`.pt` and `.npz` files end in the SHA-256 of what stands before it; `torch.load` and `np.load` open them all the same.
+JSON files carry the SHA-256 of their content as an entry.
 """
 
 import hashlib
@@ -18,6 +18,8 @@ import numpy as np
 import torch
 
 from common import UserError
+
+SEAL = hashlib.sha256().digest_size
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -46,6 +48,17 @@ def _read(path: Path, what: str) -> bytes:
         raise UserError(f"{what} {path} can't be read: {error.strerror}.") from error
 
 
+def _read_sealed(path: Path, what: str) -> io.BytesIO:
+    content = _read(path, what)
+    if hashlib.sha256(content[:-SEAL]).digest() != content[-SEAL:]:
+        raise _damaged(path, what, "its checksum is wrong")
+    return io.BytesIO(content[:-SEAL])
+
+
+def _write_sealed(path: Path, content: bytes) -> None:
+    write_atomically(path, content + hashlib.sha256(content).digest())
+
+
 def _damaged(path: Path, what: str, error: Exception | str) -> UserError:
     return UserError(f"{what} {path} is damaged ({error}); restore it from a copy, or delete it to have it made again.")
 
@@ -54,47 +67,39 @@ def save_torch(path: Path, content: dict[str, Any]) -> None:
     """Save tensors, numbers and strings in nested dicts and lists, as `torch.save` does, atomically."""
     buffer = io.BytesIO()
     torch.save(content, buffer)
-    write_atomically(path, buffer.getvalue())
+    _write_sealed(path, buffer.getvalue())
 
 
 def load_torch(path: Path, what: str) -> dict[str, Any]:
     """Load what `save_torch` wrote, on the CPU. `what` names the file's role in errors.
 
     Raises:
-        UserError: the file is missing, truncated, fails its checksums, or holds anything but plain data.
+        UserError: the file is missing, truncated, fails its checksum, or holds anything but plain data.
     """
-    content = _read(path, what)
     try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            bad = archive.testzip()
-        if bad is not None:
-            raise zipfile.BadZipFile(f"checksum of {bad} is wrong")
-        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise _damaged(path, what, "it holds something other than tensors, numbers and strings") from error
-    except (zipfile.BadZipFile, RuntimeError, EOFError, ValueError, KeyError, NotImplementedError) as error:
-        raise _damaged(path, what, error) from error
+        return torch.load(_read_sealed(path, what), map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:  # sealed, but not by `save_torch`
+        raise _damaged(path, what, "it isn't plain tensors, numbers and strings") from error
 
 
 def save_arrays(path: Path, **arrays: np.ndarray) -> None:
     """Save named arrays as an uncompressed `.npz`, atomically."""
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
-    write_atomically(path, buffer.getvalue())
+    _write_sealed(path, buffer.getvalue())
 
 
 def load_arrays(path: Path, what: str) -> dict[str, np.ndarray]:
     """Load what `save_arrays` wrote.
 
     Raises:
-        UserError: the file is missing, truncated, fails its checksums, or holds Python objects.
+        UserError: the file is missing, truncated, fails its checksum, or holds Python objects.
     """
-    content = _read(path, what)
     try:
-        with np.load(io.BytesIO(content), allow_pickle=False) as archive:
+        with np.load(_read_sealed(path, what), allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
-    except (zipfile.BadZipFile, ValueError, EOFError, KeyError, OSError, NotImplementedError, AttributeError) as error:
-        raise _damaged(path, what, error) from error
+    except (zipfile.BadZipFile, EOFError, ValueError, AttributeError) as error:  # sealed, but not by `save_arrays`
+        raise _damaged(path, what, "it isn't plain named arrays") from error
 
 
 def _digest(content: dict[str, Any]) -> str:

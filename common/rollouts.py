@@ -7,7 +7,9 @@ and on a cluster of the same machine type. A block whose worker is lost is run a
 """
 
 import concurrent.futures
+import copy
 import functools
+import itertools
 import multiprocessing
 import os
 import pickle
@@ -16,6 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol
 
@@ -59,9 +62,12 @@ def pack(episodes: list[Episode], cycles: list[int]) -> dict[str, np.ndarray]:
 
 
 def unpack(arrays: dict[str, np.ndarray]) -> tuple[list[Episode], list[int]]:
-    """The inverse of `pack`. Raises UserError where the lengths don't fit the arrays."""
-    ends = np.cumsum(arrays["length"])
-    if len(arrays["obs"]) != ends[-1] + len(ends) or any(len(arrays[n]) != ends[-1] for n in Episode._fields[1:]):
+    """The inverse of `pack`. Raises UserError where an array is missing or its length doesn't fit."""
+    if missing := {*Episode._fields, "length", "cycle"} - arrays.keys():
+        raise UserError(f"a file of episodes lacks the arrays {sorted(missing)}.")
+    ends, total = np.cumsum(arrays["length"]), int(arrays["length"].sum())
+    fits = all(len(arrays[name]) == total for name in Episode._fields[1:]) and (arrays["length"] > 0).all()
+    if not fits or len(arrays["obs"]) != total + len(ends) or len(arrays["cycle"]) != len(ends):
         raise UserError("a file of episodes has arrays whose lengths don't fit each other.")
     episodes = []
     for i, (start, end) in enumerate(zip(ends - arrays["length"], ends, strict=True)):
@@ -82,6 +88,12 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def episode_seeds(stream: tuple[int, ...], i: int) -> tuple[int, np.random.SeedSequence]:
+    """Seeds of episode i of a stream: 32 bits for the environment's reset, and one for the exploration noise."""
+    reset_seed, noise_seed = np.random.SeedSequence([*stream, i]).spawn(2)
+    return int(reset_seed.generate_state(1)[0]), noise_seed
+
+
 @functools.cache
 def _envs(env_id: str) -> list[Env]:
     return [Env(env_id) for _ in range(BLOCK)]
@@ -97,6 +109,7 @@ def run_block(env_id: str, actor: Actor, sigma: float, stream: tuple[int, ...], 
     Raises:
         UserError: the actor returned a wrong shape, NaN or actions out of bounds, or the environment returned NaN.
     """
+    torch.set_flush_denormal(True)  # everywhere or nowhere: a network's last bits depend on it
     env_spec, rows = spec(env_id), [i % BLOCK for i in indices]
     length, action_size = env_spec.episode_length, env_spec.action_size
     envs = [_envs(env_id)[row] for row in rows]
@@ -106,8 +119,8 @@ def run_block(env_id: str, actor: Actor, sigma: float, stream: tuple[int, ...], 
     noise = np.zeros((length, BLOCK, action_size), np.float32)
     steps = np.zeros(BLOCK, int)
     for i, row, env in zip(indices, rows, envs, strict=True):
-        reset_seed, noise_seed = np.random.SeedSequence([*stream, i]).spawn(2)
-        env.reset(int(reset_seed.generate_state(1)[0]), obs[0, row])
+        reset_seed, noise_seed = episode_seeds(stream, i)
+        env.reset(reset_seed, obs[0, row])
         if sigma > 0:
             noise[:, row] = sigma * np.random.default_rng(noise_seed).standard_normal((length, action_size), np.float32)
     with one_thread(), torch.inference_mode():
@@ -188,7 +201,7 @@ class _InWorker:
         for attempt in range(1, MAX_TRIES + 1):
             try:
                 return self._future.result()
-            except (pebble.ProcessExpired, concurrent.futures.TimeoutError) as error:
+            except (pebble.ProcessExpired, BrokenProcessPool, concurrent.futures.TimeoutError) as error:
                 reason = repr(error)
                 if attempt < MAX_TRIES:
                     print(f"a worker was lost in {self._what}: {reason}; running it again.", file=sys.stderr)
@@ -208,20 +221,27 @@ class Workers:
         methods = multiprocessing.get_all_start_methods()
         context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
         if context.get_start_method() == "forkserver":
-            context.set_forkserver_preload(["common.rollouts", "dm_control.suite"])
+            context.set_forkserver_preload(["torch", "dm_control.suite"])
         return pebble.ProcessPool(
             self.num_workers, initializer=_initialise_worker, initargs=[os.getpid()], context=context
         )
 
     def submit(self, env_id: str, actor: Actor, sigma: float, stream: tuple[int, ...], indices: range) -> Pending:
         """Run one block with the actor as it is now: later changes to its weights don't reach the block."""
+        if isinstance(actor, torch.nn.Module):
+            actor = copy.deepcopy(actor).cpu()
+        arguments = [pickle.dumps(actor), env_id, sigma, stream, indices]
         if self.num_workers == 0:
-            return _Done(run_block(env_id, actor, sigma, stream, indices))
+            return _Done(_run_pickled(*arguments))
+        what = f"episodes {indices.start}-{indices.stop - 1} of stream {stream} on {env_id}"
+        return _InWorker(lambda: self._schedule(arguments), what)
+
+    def _schedule(self, arguments: list[Any]) -> concurrent.futures.Future:
+        if self._pool is not None and not self._pool.active:
+            self.close()  # pebble gives its pool up when a worker dies while none is busy
         if self._pool is None:
             self._pool = self._start()
-        arguments = [pickle.dumps(actor), env_id, sigma, stream, indices]
-        what = f"episodes {indices.start}-{indices.stop - 1} of stream {stream} on {env_id}"
-        return _InWorker(lambda: self._pool.schedule(_run_pickled, arguments, timeout=self._timeout), what)
+        return self._pool.schedule(_run_pickled, arguments, timeout=self._timeout)
 
     def collect(
         self,
@@ -233,17 +253,11 @@ class Workers:
         on_episodes: Callable[[list[Episode]], Any] = lambda _: None,
     ) -> list[Episode]:
         """Run the episodes `indices` and return them in order, calling `on_episodes` with each block that is there."""
-        starts = sorted({max(indices.start, i // BLOCK * BLOCK) for i in indices})
-        ends = [*starts[1:], indices.stop]
+        cuts = [indices.start, *(i for i in indices[1:] if i % BLOCK == 0), indices.stop]
+        blocks = (self.submit(env_id, actor, sigma, stream, range(*pair)) for pair in itertools.pairwise(cuts))
+        if self.num_workers > 0:
+            blocks = iter(list(blocks))  # all at once; without workers one by one, for the progress bar
         episodes: list[Episode] = []
-        if self.num_workers == 0:
-            blocks: Iterator[Pending] = (
-                self.submit(env_id, actor, sigma, stream, range(*pair)) for pair in zip(starts, ends, strict=True)
-            )
-        else:
-            blocks = iter(
-                [self.submit(env_id, actor, sigma, stream, range(*p)) for p in zip(starts, ends, strict=True)]
-            )
         for block in blocks:
             new = block.result()
             on_episodes(new)
@@ -261,7 +275,6 @@ class Workers:
 def _initialise_worker(parent: int) -> None:
     """One thread, deaf to Ctrl-C (the run itself decides), gone when the run is gone."""
     torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
@@ -276,6 +289,6 @@ def _initialise_worker(parent: int) -> None:
 def _is_alive(process: int) -> bool:
     try:
         os.kill(process, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, PermissionError):  # gone, or its number is another user's by now
         return False
     return True

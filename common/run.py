@@ -35,6 +35,7 @@ from common import UserError, files, report, rollouts, teachers
 from common.envs import EnvSpec
 from common.rollouts import Actor, Episode, Pending
 
+ROOT = Path(__file__).resolve().parent.parent
 # The streams of episodes under one run seed; demonstrations have the teacher's hash instead.
 DEPLOY, EVALUATE, REPORT = 1, 2, 3
 WEIGHTS, SAMPLING = 4, 5  # and of random numbers
@@ -152,6 +153,8 @@ class Run:
         Raises:
             UserError: the folder can't be written, is in use, or holds another run.
         """
+        if args.capture_video:
+            _check_renderer()
         self.args, self.env, self._keys, self._script = resolved, env, keys, Path(script)
         self.workers = rollouts.Workers(resolved.num_workers)
         self.clock = {"cycle": 0, "actor_step": 0, "learner_step": 0, "pretrain_step": None}
@@ -436,9 +439,7 @@ class Run:
         """Film the snapshot in `folder`, in a process of its own, because this one has no rendering back end."""
         command = [sys.executable, "-m", "common.evaluate", str((folder / "snapshot.pt").resolve()), "--episodes", "0"]
         command += ["--video", str((folder / "video.gif").resolve())]
-        environment = {name: value for name, value in os.environ.items() if (name, value) != ("MUJOCO_GL", "disabled")}
-        place = self._script.resolve().parent
-        done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True)
+        done = subprocess.run(command, cwd=ROOT, env=_renderer_environment(), capture_output=True, text=True)
         if done.returncode != 0:
             raise UserError(f"--capture-video: {done.stderr.strip()}")
 
@@ -597,6 +598,20 @@ class Run:
 
     def _command(self) -> str:
         return " ".join(["python", self._script.name, *sys.argv[1:]])
+
+
+def _check_renderer() -> None:
+    """Raise UserError if nothing on this machine can film; asked in a process of its own, as in `Run._film`."""
+    code = "from common import evaluate; evaluate.choose_renderer()"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=_renderer_environment(), capture_output=True, text=True
+    )
+    if done.returncode != 0:
+        raise UserError(f"--capture-video: {done.stderr.strip().splitlines()[-1]}")
+
+
+def _renderer_environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if (name, value) != ("MUJOCO_GL", "disabled")}
 
 
 def _versions() -> dict[str, Any]:

@@ -22,7 +22,7 @@ from common.envs import EnvSpec
 from common.rollouts import Episode, Workers, pack, unpack
 
 SHIPPED = Path(__file__).resolve().parent.parent / "teachers"
-NEEDS = ("nothing", "demonstrations", "action", "action_gradient")  # each includes the ones before it
+NEEDS = ("nothing", "demonstrations", "actions", "action_gradients")  # each includes the ones before it
 
 
 class Teacher(Protocol):
@@ -45,11 +45,18 @@ class Snapshot:
 
     def __init__(self, content: dict[str, Any], sha256: str, device: torch.device) -> None:
         """Take what `load_snapshot` read."""
-        self.sha256, self.metadata, self.env_id = sha256, content["metadata"], content["env_id"]
+        self.sha256, self.metadata = sha256, content["metadata"]
+        self.env_id, self.sizes = content["env_id"], (content["obs_size"], content["action_size"])
         self._policy = {name: value.to(device) for name, value in content["policy"].items()}
         self._critic = {name: value.to(device) for name, value in content["critic"].items()}
         self._atoms = torch.linspace(content["v_min"], content["v_max"], content["num_atoms"], device=device)
         self.gives_gradients = bool(self._critic)
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.__dict__ | {"_atoms": self._atoms.cpu()}  # workers have no GPU
+        for name in ("_policy", "_critic"):
+            state[name] = {key: value.cpu() for key, value in state[name].items()}
+        return state
 
     def action(self, obs: torch.Tensor) -> torch.Tensor:
         """The deterministic policy: obs (B, obs_size) -> (B, action_size)."""
@@ -110,6 +117,8 @@ def load_snapshot(path: Path, device: torch.device) -> Snapshot:
         sizes = content["policy"]["torso.0.weight"].shape[1], content["policy"]["head.weight"].shape[0]
         if sizes != (content["obs_size"], content["action_size"]):
             raise ValueError(f"its layers are for sizes {sizes}")
+        if not all(value.isfinite().all() for name in ("policy", "critic") for value in content[name].values()):
+            raise ValueError("its weights aren't finite")
         snapshot = Snapshot(content, hashlib.sha256(Path(path).read_bytes()).hexdigest(), device)
         obs, action = torch.zeros(1, sizes[0], device=device), torch.zeros(1, sizes[1], device=device)
         snapshot.action(obs)
@@ -141,7 +150,7 @@ class UserTeacher:
         self.gives_gradients = hasattr(self._teacher, "action_gradient")
 
     def __reduce__(self) -> tuple:
-        return UserTeacher, self._key
+        return UserTeacher, (*self._key[:3], torch.device("cpu"))  # workers have no GPU
 
     def _guard(self, doing: str, function: Callable[[], Any]) -> Any:
         try:
@@ -190,7 +199,7 @@ def load(name: str, env: EnvSpec, needs: str, device: torch.device) -> Teacher |
     """
     if name == "none":
         if needs != "nothing":
-            raise UserError(f"--teacher none: this script needs a teacher that gives {needs.replace('_', ' ')}s.")
+            raise UserError(f"--teacher none: this script needs a teacher that gives {needs.replace('_', ' ')}.")
         return None
     if name.rpartition(":")[0].endswith(".py"):
         path, _, class_name = name.rpartition(":")
@@ -206,11 +215,13 @@ def load(name: str, env: EnvSpec, needs: str, device: torch.device) -> Teacher |
         teacher = load_snapshot(path, device)
         if teacher.env_id != env.env_id:
             raise UserError(f"--teacher {name}: it was trained on {teacher.env_id}, not on {env.env_id}.")
-    if needs == "action_gradient" and not teacher.gives_gradients:
+        if teacher.sizes != (env.obs_size, env.action_size):
+            raise UserError(f"--teacher {name}: it is for observations and actions of sizes {teacher.sizes}.")
+    if needs == "action_gradients" and not teacher.gives_gradients:
         raise UserError(f"--teacher {name}: it has no action_gradient, which this script needs.")
     obs, action = torch.zeros(2, env.obs_size, device=device), torch.zeros(2, env.action_size, device=device)
     teacher.action(obs)
-    if needs == "action_gradient":
+    if needs == "action_gradients":
         gradient = teacher.action_gradient(obs, action)
         if not torch.isfinite(gradient).all():
             raise UserError(f"--teacher {name}: action_gradient returned {gradient.tolist()} at zeros.")
@@ -246,7 +257,8 @@ def demonstrations(
             except (UserError, KeyError) as error:
                 print(f"{error} They are made again.", file=sys.stderr)
         if len(episodes) < num_episodes:
-            on_episodes(episodes)
+            if episodes:
+                on_episodes(episodes)
             stream = (int(teacher.sha256, 16),)
             missing = range(len(episodes), num_episodes)
             episodes += workers.collect(env.env_id, teacher.action, sigma, stream, missing, on_episodes)

@@ -1,0 +1,114 @@
+"""Scoring and filming of policy snapshots, through the command line that users type."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from common import UserError, envs, evaluate, files, rollouts, teachers
+
+ROOT = Path(__file__).resolve().parent.parent
+TASK = "cartpole-swingup"
+
+
+def network(inputs, outputs, hidden=16):
+    net = nn.Module()
+    net.torso = nn.Sequential(
+        nn.Linear(inputs, hidden), nn.LayerNorm(hidden), nn.Tanh(),
+        nn.Linear(hidden, hidden), nn.ELU(), nn.Linear(hidden, hidden), nn.ELU(),
+    )  # fmt: skip
+    net.head = nn.Linear(hidden, outputs)
+    return net
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory):
+    """A folder laid out like a run's, with the snapshots of two cycles."""
+    folder, spec = tmp_path_factory.mktemp("run"), envs.spec(TASK)
+    for cycle in (1, 2):
+        torch.manual_seed(cycle)
+        policy = network(spec.obs_size, spec.action_size)
+        critic = network(spec.obs_size + spec.action_size, 51)
+        path = folder / f"cycle_{cycle:04d}" / "snapshot.pt"
+        teachers.save_snapshot(path, spec, policy, critic, (51, -150.0, 150.0), {"seed": cycle})
+    return folder
+
+
+def command(*arguments):
+    line = [sys.executable, "-m", "common.evaluate", *map(str, arguments)]
+    return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+
+def test_the_printed_score_is_that_of_the_rollouts(run_folder, tmp_path):
+    result = command(run_folder, "--episodes", 3, "--seed", 5, "--num-workers", 0, "--json", tmp_path / "score.json")
+    assert result.returncode == 0, result.stderr
+    snapshot = teachers.load_snapshot(run_folder / "cycle_0002" / "snapshot.pt", torch.device("cpu"))
+    episodes = rollouts.run_block(TASK, snapshot.action, 0.0, (evaluate.STREAM, 5), range(3))
+    returns = [episode.episodic_return for episode in episodes]
+    assert len(set(returns)) == 3  # the start states differ
+    written = files.load_json(tmp_path / "score.json", "score")
+    assert written["returns"] == returns
+    assert written["snapshot_sha256"] == snapshot.sha256
+    assert written["mean"] == pytest.approx(np.mean(returns))
+    assert written["ci95"] == pytest.approx([min(returns), max(returns)])  # 1 in 27 resamples is the lowest only
+    assert (written["min"], written["max"]) == (min(returns), max(returns))
+    assert f"mean {np.mean(returns):.2f}" in result.stdout
+    assert f"min {min(returns):.2f}, max {max(returns):.2f}" in result.stdout
+    assert "seed: 2" in result.stdout  # the metadata of the run's last cycle
+
+
+def test_a_bad_path_is_one_sentence(run_folder, tmp_path):
+    good = (run_folder / "cycle_0001" / "snapshot.pt").read_bytes()
+    flipped = bytearray(good)
+    flipped[len(good) // 2] ^= 1
+    (tmp_path / "flipped.pt").write_bytes(flipped)
+    (tmp_path / "short.pt").write_bytes(good[: len(good) // 2])
+    files.save_torch(tmp_path / "foreign.pt", {"learner_step": 3})
+    expected = {
+        "flipped.pt": "damaged",
+        "short.pt": "damaged",
+        "foreign.pt": "format",
+        "none.pt": "read",
+        ".": "holds no",
+    }
+    for name, word in expected.items():
+        with pytest.raises(UserError, match=word):
+            evaluate.main(evaluate.Args(tmp_path / name))
+    with pytest.raises(UserError, match="negative"):
+        evaluate.main(evaluate.Args(run_folder, seed=-1))
+    result = command(tmp_path / "flipped.pt")
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
+    assert result.stdout == ""
+
+
+def test_a_video_in_an_unknown_format_or_without_a_renderer_is_one_sentence(run_folder, tmp_path, monkeypatch):
+    with pytest.raises(UserError, match=r"ends in \.gif"):
+        evaluate.film(run_folder / "cycle_0001" / "snapshot.pt", tmp_path / "film.avi", 0)
+    monkeypatch.setenv("MUJOCO_GL", "no-such-renderer")
+    with pytest.raises(UserError, match="libosmesa6"):
+        evaluate.choose_renderer()
+
+
+def test_the_film_shows_the_first_scored_episode(run_folder, tmp_path):
+    path, output = run_folder / "cycle_0001" / "snapshot.pt", tmp_path / "film.gif"
+    result = command(path, "--episodes", 0, "--seed", 5, "--video", output)
+    if "no video" in result.stderr:
+        pytest.skip(result.stderr)
+    assert result.returncode == 0, result.stderr
+    snapshot = teachers.load_snapshot(path, torch.device("cpu"))
+    first = evaluate.score(snapshot, 1, 5, num_workers=0)[0]
+    assert f"return {first:.2f}" in result.stdout
+    with Image.open(output) as film:
+        assert film.size == (evaluate.WIDTH, evaluate.HEIGHT)
+        frames = set()
+        for index in range(0, film.n_frames, 10):
+            film.seek(index)
+            frames.add(film.convert("RGB").tobytes())
+    assert len(frames) > 5
+    assert output.stat().st_size < 4e6

@@ -1,0 +1,387 @@
+"""Each script's own copy of the maths, against slow NumPy code and cases worked out by hand."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from pieces import CPU, ENV, ROWS, SCHEDULED, SCRIPTS, make_agent, make_args, make_batch, make_teacher, save_teacher
+
+from common import run, teachers
+from common.replay import Replay
+from common.rollouts import Episode
+
+all_scripts = pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.__name__)
+scheduled_scripts = pytest.mark.parametrize("script", SCHEDULED, ids=lambda script: script.__name__)
+all_rows = pytest.mark.parametrize("row", ROWS)
+
+
+# ---- projection and critic loss
+
+
+def slow_projection(atoms, probs, returns, discounts):
+    """The mass of each shifted atom, shared out by a triangle that is two steps wide."""
+    step, projected = atoms[1] - atoms[0], np.zeros(probs.shape)
+    for b, j, i in itertools.product(range(len(probs)), range(len(atoms)), range(len(atoms))):
+        target = min(max(returns[b] + discounts[b] * atoms[j], atoms[0]), atoms[-1])
+        projected[b, i] += probs[b, j] * max(0.0, 1 - abs(target - atoms[i]) / step)
+    return projected
+
+
+@all_scripts
+@pytest.mark.parametrize(
+    ("probs", "value", "discount", "expected"),
+    [
+        ([0, 1, 0, 0], 0.5, 1.0, [0, 0.75, 0.25, 0]),  # a quarter of the way from the atom 1 to the atom 3
+        ([0, 1, 0, 0], 2.0, 1.0, [0, 0, 1, 0]),  # on an atom
+        ([0, 1, 0, 0], -2.0, 1.0, [1, 0, 0, 0]),  # on the first atom
+        ([0, 0, 1, 0], 2.0, 1.0, [0, 0, 0, 1]),  # on the last atom
+        ([0.2, 0.3, 0.4, 0.1], 0.0, 1.0, [0.2, 0.3, 0.4, 0.1]),  # all on their own atoms
+        ([0.2, 0.3, 0.4, 0.1], 99.0, 1.0, [0, 0, 0, 1]),  # above the support
+        ([0.2, 0.3, 0.4, 0.1], -99.0, 1.0, [1, 0, 0, 0]),  # below the support
+        ([0.5, 0, 0, 0.5], 3.0, 1.0, [0, 0.25, 0.25, 0.5]),  # -1 + 3 = 2 is halfway, 5 + 3 is cut to 5
+        ([0, 0, 0.5, 0.5], -0.5, 0.5, [0, 0.75, 0.25, 0]),  # 3 / 2 - 0.5 = 1 is an atom, 5 / 2 - 0.5 = 2 halfway
+        ([0.2, 0.3, 0.4, 0.1], 1.5, 0.0, [0, 0.75, 0.25, 0]),  # after a termination only the return is left
+    ],
+)
+def test_projection_by_hand(script, probs, value, discount, expected):
+    atoms = torch.tensor([-1.0, 1.0, 3.0, 5.0])
+    arguments = [torch.tensor([x], dtype=torch.float32) for x in (probs, value, discount)]
+    np.testing.assert_allclose(script.project(atoms, *arguments), [expected], atol=1e-6)
+
+
+@all_scripts
+def test_projection_against_slow_code_and_its_mass_and_mean(script):
+    rng = np.random.default_rng(3)
+    atoms = np.linspace(-150, 150, 51)
+    returns = rng.uniform(-200, 200, 24)
+    returns[:12] = rng.uniform(-40, 40, 12)  # with mass on the inner atoms only, these stay inside the support
+    probs = rng.dirichlet(np.full(51, 0.3), 24)
+    probs[:12, :15] = probs[:12, -15:] = 0
+    probs /= probs.sum(1, keepdims=True)
+    discounts = rng.uniform(0, 1, 24)
+    arguments = [torch.from_numpy(x).float() for x in (atoms, probs, returns, discounts)]
+    projected = script.project(*arguments).double().numpy()
+    np.testing.assert_allclose(projected, slow_projection(atoms, probs, returns, discounts), atol=1e-5)
+    np.testing.assert_allclose(projected.sum(1), 1, atol=1e-6)
+    assert (projected >= 0).all()
+    np.testing.assert_allclose((projected @ atoms)[:12], (returns + discounts * (probs @ atoms))[:12], atol=1e-3)
+
+
+@all_scripts
+def test_critic_loss_is_the_cross_entropy_from_the_projected_target(script):
+    args = script.Args(num_atoms=11, v_min=-30.0, v_max=20.0).resolved(ENV)
+    agent, batch = make_agent(script, args), make_batch(1, 8)
+    with torch.no_grad():
+        next_logits = agent.target_critic(batch["next_obs"], agent.target_policy(batch["next_obs"])).double().numpy()
+        logits = agent.critic(batch["obs"], batch["action"]).double().numpy()
+        probs = np.exp(next_logits) / np.exp(next_logits).sum(1, keepdims=True)
+        columns = [batch[name].numpy() for name in ("n_step_return", "n_step_discount")]
+        target = slow_projection(np.linspace(-30, 20, 11), probs, *columns)
+        expected = -(target * (logits - np.log(np.exp(logits).sum(1, keepdims=True)))).sum(1).mean()
+        loss = script.critic_loss(agent.critic, agent.target_policy, agent.target_critic, batch)
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+
+
+# ---- the schedule
+
+
+@scheduled_scripts
+@pytest.mark.parametrize("rate", [0.01, 1.0, 5.0, 20.0])
+def test_alpha(script, rate):
+    def alpha(progress, **flags):
+        return script.Args(**flags).alpha(torch.tensor(progress), rate).item()
+
+    assert alpha(0.0) == 1 and alpha(1.0) == 0
+    assert alpha(0.0, alpha_form="plain") == 1
+    assert alpha(1.0, alpha_form="plain") == pytest.approx(math.exp(-rate)) and math.exp(-rate) > 0
+    for progress in (0.1, 0.5, 0.9):
+        power = math.exp(-rate * progress)
+        assert alpha(progress, alpha_form="plain") == pytest.approx(power, rel=1e-5)
+        assert alpha(progress) == pytest.approx((power - math.exp(-rate)) / (1 - math.exp(-rate)), rel=1e-4)
+
+
+@all_scripts
+def test_progress_counts_all_learner_steps_also_in_uneven_cycles(script):
+    args = script.Args(actor_steps=200, learner_steps=31, num_cycles=4).resolved(ENV)
+    progress, start = [], 0
+    for steps in run.split(31, 4):
+        progress += [args.progress(start + step, start, steps) for step in range(steps)]
+        start += steps
+    assert progress == [n / 31 for n in range(31)]
+
+
+@scheduled_scripts
+def test_alpha_per_cycle_restarts_in_uneven_cycles(script):
+    args = script.Args(actor_steps=200, learner_steps=31, num_cycles=4, alpha_per_cycle=True).resolved(ENV)
+    starts = [0, 7, 15, 23]  # cycles of 7, 8, 8, 8 steps
+    progress = [
+        args.progress(start + step, start, steps)
+        for start, steps in zip(starts, run.split(31, 4), strict=True)
+        for step in range(steps)
+    ]
+    assert progress == [step / 7 for step in range(7)] + 3 * [step / 8 for step in range(8)]
+
+
+# ---- the rows' action gradients
+
+
+class HandCritic:
+    """Q(s, a) = s W a + sum of sin 2a, whose gradient is s W + 2 cos 2a."""
+
+    W = torch.tensor([[0.9, -0.2], [0.3, 0.5], [-0.4, 0.1]])
+
+    def q_value(self, obs, action):
+        return ((obs @ self.W) * action).sum(-1) + torch.sin(2 * action).sum(-1)
+
+
+class HandTeacher:
+    """G(s, a) = s V - a."""
+
+    V = torch.tensor([[0.2, 0.1], [-0.6, 0.5], [0.3, 0.3]])
+
+    def action_gradient(self, obs, action):
+        return obs @ self.V - action
+
+
+class ActionTable(torch.nn.Module):
+    """A policy whose output is its parameter, so that a parameter's gradient is the action's."""
+
+    def __init__(self, obs, actions):
+        super().__init__()
+        self.obs, self.actions = obs, torch.nn.Parameter(actions)
+
+    def forward(self, obs):
+        assert obs is self.obs
+        return self.actions
+
+
+def clipped(vectors, clip):
+    """Rows that are longer than `clip`, cut to that length; there must be some, but not only those."""
+    norms = [math.hypot(*row) for row in vectors]
+    assert 0 < sum(norm > clip for norm in norms) < len(norms)
+    return np.array([row * min(1, clip / norm) for row, norm in zip(vectors, norms, strict=True)])
+
+
+@all_rows
+@pytest.mark.parametrize("progress", [0.0, 0.3, 1.0])
+def test_action_gradient_of_a_row_against_its_formula(row, progress):
+    script, args = make_args(row, dqda_clip=1.4)
+    batch = make_batch(5)
+    table = ActionTable(batch["obs"], make_batch(6)["action"])
+    batch["teacher_action"][0] = table.actions[0].detach()  # the same action is as good, and so the Q-filter fires
+    loss, metrics = script.policy_loss(args, table, HandCritic(), HandTeacher(), batch, torch.tensor(progress))
+    gradient = torch.autograd.grad(loss, table.actions)[0].numpy()
+
+    columns = {name: column.double().numpy() for name, column in batch.items()}
+    obs, a = columns["obs"], table.actions.detach().double().numpy()
+    w, v = HandCritic.W.double().numpy(), HandTeacher.V.double().numpy()
+
+    def q(action):
+        return np.einsum("bi,ij,bj->b", obs, w, action)[:, None] + np.sin(2 * action).sum(1, keepdims=True)
+
+    def decayed(rate):
+        return (math.exp(-rate * progress) - math.exp(-rate)) / (1 - math.exp(-rate))
+
+    alpha = decayed(getattr(args, "decay_rate", 1.0))
+    delta = np.where(q(columns["teacher_action"]) >= q(a), 1.0, 0.0)
+    assert delta[0] == 1 and 0.2 < delta.mean() < 0.8
+    q_weight, penalties = {
+        "bc": (1, {}),
+        "bc_reg": (1, {"anchor": 0.7}),
+        "bc_reg_decay": (1 - alpha, {"anchor": alpha}),
+        "between": (1 - alpha, {"anchor": alpha}),
+        "ta": (1 - alpha, {"previous_action": 3, "teacher_action": alpha}),
+        "ta, beta decays": (1 - alpha, {"previous_action": decayed(5), "teacher_action": alpha}),
+        "ta_qf": (1 - delta, {"teacher_action": delta}),
+        "tg": (1 - alpha, {}),
+    }[row]
+    expected, value = -q_weight * clipped(obs @ w + 2 * np.cos(2 * a), 1.4), -q_weight * q(a)
+    own = {"teacher/alpha": alpha, "teacher/q_filter_rate": delta.mean()}
+    for anchor, weight in penalties.items():
+        difference = a - columns[anchor]
+        expected = expected + weight * 2 * difference
+        value = value + weight * (difference**2).sum(1, keepdims=True)
+        own["teacher/distance"] = (difference**2).sum(1).mean()
+    if row == "tg":
+        expected = expected - alpha * clipped(obs @ v - a, 0.9)
+    np.testing.assert_allclose(gradient, expected / len(a), atol=1e-6)
+
+    assert set(metrics) == {"losses/policy_loss", "losses/q_value", *args.own_metrics}
+    own |= {"losses/policy_loss": value.mean(), "losses/q_value": q(a).mean()}
+    for name, tensor in metrics.items():
+        assert tensor.item() == pytest.approx(own[name], abs=1e-6), name
+
+
+@all_scripts
+def test_clip_norm_of_short_long_and_zero_rows(script):
+    vectors = torch.tensor([[3.0, 4.0], [0.3, 0.4], [0.0, 0.0]])
+    np.testing.assert_allclose(script.clip_norm(vectors, 1.0), [[0.6, 0.8], [0.3, 0.4], [0, 0]], rtol=1e-6)
+    assert torch.equal(script.clip_norm(vectors, math.inf), vectors)
+
+
+@all_scripts
+def test_dqda_is_the_slope_of_the_mean_of_the_critic(script):
+    script_args = script.Args().resolved(ENV)
+    critic = make_agent(script, script_args).critic.double()
+    batch = {name: column.double() for name, column in make_batch(2, 4).items()}
+    obs, action = batch["obs"], batch["action"].requires_grad_()
+    q, dqda = script.action_gradient(critic, obs, action, math.inf)
+    assert torch.equal(q, critic.q_value(obs, action).detach()) and not q.requires_grad and not dqda.requires_grad
+    with torch.no_grad():
+        for i in range(ENV.action_size):
+            shift = 1e-5 * torch.eye(ENV.action_size, dtype=torch.float64)[i]
+            slope = (critic.q_value(obs, action + shift) - critic.q_value(obs, action - shift)) / 2e-5
+            np.testing.assert_allclose(dqda[:, i], slope, rtol=1e-6)
+
+
+@all_rows
+def test_annotations_are_of_the_right_policies_and_renewed_when_they_change(row):
+    script, args = make_args(row)
+    agents, teacher = [make_agent(script, args, seed) for seed in (1, 2, 3)], make_teacher()
+    bc_policy, first_previous, second_previous = (agent.bc_policy for agent in agents)
+    replay = Replay(40, 2, 3, 2, 1, 0.99, CPU)
+    for previous in (first_previous, second_previous):
+        replay.append([random_episode(len(replay), 20)])
+        script.annotate(args, replay, bc_policy, previous, teacher)
+    batch = replay.sample(64, torch.Generator().manual_seed(0))
+    expected = {"bc_reg": {"anchor": bc_policy}, "bc_reg_decay": {"anchor": bc_policy}}
+    expected |= {"between": {"anchor": second_previous}, "ta_qf": {"teacher_action": teacher.action}}
+    expected["ta"] = {"teacher_action": teacher.action, "previous_action": second_previous}
+    expected = expected.get(row.split(",")[0], {})
+    assert set(batch) == {"obs", "next_obs", "action", "n_step_return", "n_step_discount", *expected}
+    with torch.no_grad():
+        for name, function in expected.items():
+            np.testing.assert_allclose(batch[name], function(batch["obs"]), atol=1e-6)
+
+
+def random_episode(seed, length):
+    rng = np.random.default_rng(seed)
+    parts = rng.normal(size=(length + 1, 3)), rng.uniform(-1, 1, (length, 2)), rng.normal(size=length), np.ones(length)
+    return Episode(*(part.astype(np.float32) for part in parts))
+
+
+# ---- scale
+
+
+@all_rows
+def test_a_duplicated_batch_changes_no_loss_and_no_gradient(row):
+    script, args = make_args(row)
+    agent, teacher, batch, progress = make_agent(script, args), make_teacher(), make_batch(3), torch.tensor(0.4)
+    twice = {name: torch.cat([column, column]) for name, column in batch.items()}
+    once, doubled = (script.policy_loss(args, agent.policy, agent.critic, teacher, b, progress) for b in (batch, twice))
+    assert abs(once[0].item()) > 1e-3  # a sum over the batch would differ
+    assert once[0].item() == pytest.approx(doubled[0].item(), abs=1e-6)
+    once, doubled = (script.gradients(args, agent, teacher, b, progress) for b in (batch, twice))
+    assert once[2].keys() == doubled[2].keys() and once[2]["losses/critic_loss"] > 1
+    for name, value in once[2].items():
+        assert value.item() == pytest.approx(doubled[2][name].item(), rel=1e-6, abs=1e-6), name
+    for a, b in zip(once[0] + once[1], doubled[0] + doubled[1], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+# ---- learning a small MDP
+
+
+@all_scripts
+def test_the_critic_learns_the_analytic_values_of_a_small_mdp(script):
+    """A and B alternate up to a time limit, C ends its episode; pi(s) = 0, and an action earns 4 times itself."""
+    rewards, states = (2.0, -1.0, 20.0), np.eye(3, dtype=np.float32)
+    actions = np.repeat([[-0.5], [0.0], [0.5]], 2, 1).astype(np.float32)
+
+    def episode(path, end_discount, seed):
+        steps = len(path) - 1
+        action = actions[np.random.default_rng(seed).integers(3, size=steps)]
+        reward = np.array([rewards[state] for state in path[:-1]]) + 4 * action[:, 0]
+        return Episode(
+            states[path], action, reward.astype(np.float32), np.array([1] * (steps - 1) + [end_discount], "f")
+        )
+
+    args = script.Args(gamma=0.9, n_step=1, learning_rate=1e-3).resolved(ENV)
+    torch.manual_seed(0)
+    agent = script.Agent(args, ENV, CPU)
+    for policy in (agent.policy, agent.target_policy):
+        torch.nn.init.zeros_(policy.head.weight)
+    replay = Replay(400, 80, 3, 2, args.n_step, args.gamma, CPU)
+    replay.append([episode([i % 2, 1 - i % 2] * 4, 1.0, i) for i in range(20)])  # 7 steps each
+    replay.append([episode([2, 0], 0.0, 100 + i) for i in range(60)])
+    sampler = torch.Generator().manual_seed(0)
+    for step in range(250):
+        loss = script.critic_loss(agent.critic, agent.target_policy, agent.target_critic, replay.sample(32, sampler))
+        grads = torch.autograd.grad(loss, tuple(agent.critic.parameters()))
+        script.apply_gradients(agent.critic, agent.critic_optimizer, grads, args.max_grad_norm)
+        if (step + 1) % 5 == 0:
+            agent.copy_targets()
+    value_a = (2 - 0.9) / (1 - 0.81)  # V(A) = 2 + 0.9 V(B), V(B) = -1 + 0.9 V(A)
+    values = np.array([value_a, -1 + 0.9 * value_a, 20.0])
+    obs, action = torch.eye(3).repeat_interleave(3, 0), torch.from_numpy(actions).repeat(3, 1)
+    with torch.no_grad():
+        q = agent.critic.q_value(obs, action).reshape(3, 3)
+    np.testing.assert_allclose(q, values[:, None] + [[-2, 0, 2]], atol=0.5)
+
+
+# ---- networks
+
+
+def slow_network(weights, x):
+    """Linear, LayerNorm, tanh, Linear, ELU, Linear, ELU, Linear in float64."""
+
+    def linear(name, x):
+        return x @ weights[f"{name}.weight"].double().numpy().T + weights[f"{name}.bias"].double().numpy()
+
+    def elu(x):
+        return np.where(x > 0, x, np.exp(np.minimum(x, 0)) - 1)
+
+    x = linear("torso.0", x)
+    x = (x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + 1e-5)
+    x = np.tanh(x * weights["torso.1.weight"].double().numpy() + weights["torso.1.bias"].double().numpy())
+    return linear("head", elu(linear("torso.5", elu(linear("torso.3", x)))))
+
+
+@all_scripts
+def test_layers_and_their_order(script):
+    agent, batch = make_agent(script, script.Args().resolved(ENV)), make_batch(4)
+    obs, action = batch["obs"], batch["action"]
+    with torch.no_grad():
+        np.testing.assert_allclose(
+            agent.policy(obs), np.tanh(slow_network(agent.policy.state_dict(), obs.numpy())), atol=1e-5
+        )
+        logits = slow_network(agent.critic.state_dict(), torch.cat([obs, action], 1).numpy())
+        np.testing.assert_allclose(agent.critic(obs, action), logits, atol=1e-5)
+        probs = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+        q = agent.critic.q_value(obs, action)
+        np.testing.assert_allclose(q, probs @ np.linspace(-150, 150, 51), atol=1e-3)
+
+
+@all_scripts
+def test_initial_weights_are_acmes(script):
+    torch.manual_seed(0)
+    agent = script.Agent(script.Args().resolved(ENV), ENV, CPU)
+    for network in (agent.policy, agent.critic):
+        for layer in (network.torso[0], network.torso[3], network.torso[5]):
+            limit = math.sqrt(3 * 0.333 / 256)  # Acme's VarianceScaling(0.333, fan_out, uniform)
+            assert 0.98 * limit < layer.weight.abs().max() < 1.001 * limit
+            assert layer.weight.std().item() == pytest.approx(limit / math.sqrt(3), rel=0.05)
+            assert not layer.bias.any()
+        assert torch.equal(network.torso[1].weight, torch.ones(256)) and not network.torso[1].bias.any()
+        assert not network.head.bias.any()
+    assert agent.critic.head.weight.std().item() == pytest.approx(0.88 / 16, rel=0.05)  # cut at 2 of 1 / 16
+    assert agent.critic.head.weight.abs().max() <= 2 / 16
+    assert 0.7 * 0.01 / 16 < agent.policy.head.weight.std() < 1.1 * 0.01 / 16
+    with torch.no_grad():
+        largest = agent.policy(make_batch(1, 1000)["obs"]).abs().max()
+    assert 0 < largest < 0.05
+    for copy in (agent.target_policy, agent.bc_policy, agent.previous_policy):
+        assert all(map(torch.equal, copy.state_dict().values(), agent.policy.state_dict().values()))
+
+
+@all_scripts
+def test_a_snapshot_answers_as_the_scripts_networks(script, tmp_path):
+    agent = save_teacher(tmp_path / "snapshot.pt", script, support=(11, -3.0, 7.0))
+    snapshot, batch = teachers.load_snapshot(tmp_path / "snapshot.pt", CPU), make_batch(8)
+    obs, action = batch["obs"], batch["action"].requires_grad_()
+    q, dqda = script.action_gradient(agent.critic, obs, action, math.inf)
+    assert torch.equal(snapshot.action(obs), agent.policy(obs))
+    assert torch.equal(snapshot.q_value(obs, action), q)
+    assert torch.equal(snapshot.action_gradient(obs, action), dqda) and dqda.abs().min() > 0

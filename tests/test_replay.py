@@ -1,0 +1,190 @@
+"""The growing batch and its n-step returns against a brute-force model, over many shapes of episodes."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from common import replay as replay_module
+from common.replay import Replay, n_step
+from common.rollouts import Episode
+
+CPU = torch.device("cpu")
+quick = settings(derandomize=True, deadline=None, max_examples=80)
+lengths = st.lists(st.integers(1, 9), min_size=1, max_size=4)  # of one batch of episodes
+gammas = st.sampled_from([0.0, 0.5, 0.99, 1.0])
+discounts = st.sampled_from([0.0, 0.5, 1.0])
+
+
+def window(reward, discount, t, n, gamma):
+    """Return, discount and length of the n-step window from t, step by step."""
+    total, factor, steps = 0.0, 1.0, 0
+    while steps < n and t + steps < len(reward):
+        total += factor * reward[t + steps]
+        factor *= gamma * discount[t + steps]
+        steps += 1
+    return total, factor, steps
+
+
+def make_episode(number, length, rng):
+    """Observation t of episode `number` is (number, t), so each is found again wherever it turns up."""
+    obs = np.stack([np.full(length + 1, number), np.arange(length + 1)], 1).astype(np.float32)
+    action = rng.uniform(-1, 1, (length, 3)).astype(np.float32)
+    reward = rng.normal(size=length).astype(np.float32)
+    return Episode(obs, action, reward, rng.choice([0.0, 0.5, 1.0], length).astype(np.float32))
+
+
+def make_batches(shape, seed=0):
+    rng, numbers = np.random.default_rng(seed), iter(range(1000))
+    return [[make_episode(next(numbers), length, rng) for length in batch] for batch in shape]
+
+
+def make_replay(shape, n=3, gamma=0.9, spare=0):
+    """A replay with room for batches of episodes of these lengths, and `spare` more of both."""
+    capacity, max_episodes = sum(map(sum, shape)) + spare, sum(map(len, shape)) + spare
+    return Replay(capacity, max_episodes, 2, 3, n, gamma, CPU)
+
+
+def sample(replay, size, seed=0):
+    return {name: c.numpy() for name, c in replay.sample(size, torch.Generator().manual_seed(seed)).items()}
+
+
+def test_n_step_by_hand():
+    """Three steps at gamma 0.5, where the second step halves the discount once more."""
+    returns, n_step_discount, offset = n_step(np.array([1.0, 2, 4, 8]), np.array([1.0, 0.5, 1, 1]), 3, 0.5)
+    assert returns.tolist() == [1 + 0.5 * 2 + 0.5 * 0.25 * 4, 2 + 0.25 * 4 + 0.125 * 8, 4 + 0.5 * 8, 8]
+    assert n_step_discount.tolist() == [0.5 * 0.25 * 0.5, 0.25 * 0.5 * 0.5, 0.25, 0.5]
+    assert offset.tolist() == [3, 3, 2, 1]
+
+
+def test_nothing_follows_a_termination_but_a_time_limit_bootstraps():
+    returns, n_step_discount, _ = n_step(np.ones(4), np.array([1.0, 1, 1, 0]), 2, 0.5)
+    assert returns.tolist() == [1.5, 1.5, 1.5, 1] and n_step_discount.tolist() == [0.25, 0.25, 0, 0]
+    _, n_step_discount, _ = n_step(np.ones(4), np.ones(4), 2, 0.5)
+    assert n_step_discount.tolist() == [0.25, 0.25, 0.25, 0.5]
+
+
+@quick
+@given(st.lists(st.tuples(st.floats(-10, 10), discounts), min_size=1, max_size=12), st.integers(1, 15), gammas)
+def test_n_step_of_every_position(steps, n, gamma):
+    reward, discount = np.array(steps).T
+    expected = [window(reward, discount, t, n, gamma) for t in range(len(steps))]
+    np.testing.assert_allclose(np.stack(n_step(reward, discount, n, gamma), 1), expected, rtol=1e-12, atol=1e-12)
+
+
+@quick
+@given(st.lists(lengths, min_size=1, max_size=3), st.integers(1, 6), gammas, st.integers(0, 3), st.integers(1, 40))
+def test_each_sampled_row_is_a_true_transition(shape, n, gamma, spare, batch_size):
+    batches, replay, total = make_batches(shape), make_replay(shape, n, gamma, spare), 0
+    for i, batch in enumerate(batches):
+        replay.append(batch)
+        total += sum(shape[i])
+        assert len(replay) == total
+        episodes = [episode for appended in batches[: i + 1] for episode in appended]
+        rows = sample(replay, batch_size)
+        assert {name: len(column) for name, column in rows.items()} == dict.fromkeys(rows, batch_size)
+        for row in range(batch_size):
+            number, t = rows["obs"][row].astype(int)
+            episode = episodes[number]
+            value, factor, steps = window(episode.reward, episode.discount, t, n, gamma)
+            assert t < len(episode.reward) and np.array_equal(rows["action"][row], episode.action[t])
+            assert rows["next_obs"][row].tolist() == [number, t + steps]
+            assert rows["n_step_return"][row] == pytest.approx(value, rel=1e-6, abs=1e-6)
+            assert rows["n_step_discount"][row] == pytest.approx(factor, rel=1e-6)
+
+
+@quick
+@given(st.lists(lengths, min_size=1, max_size=4), st.integers(1, 5))
+def test_annotations_of_new_and_of_all_batches(shape, chunk):
+    """Every call gets a mark of its own, so a row's annotation tells when it was asked."""
+    replay, calls = make_replay(shape, spare=2), []
+
+    def ask(obs):
+        assert not torch.is_grad_enabled() and len(obs) <= chunk
+        calls.append([tuple(row) for row in obs.int().tolist()])
+        return torch.cat([obs, torch.full((len(obs), 1), float(cycle))], 1)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(replay_module, "ANNOTATE_CHUNK", chunk)
+        for cycle, batch in enumerate(make_batches(shape)):
+            replay.append(batch)
+            first = sum(len(earlier) for earlier in shape[:cycle])
+            new = [(first + i, t) for i, episode in enumerate(batch) for t in range(len(episode.reward))]
+            for name, batches, expected in (("once", "new", new), ("again", "new", []), ("always", "all", None)):
+                calls.clear()
+                asked = replay.annotate("once" if name == "again" else name, ask, batches)
+                if expected is None:
+                    expected = [(i, t) for i, length in enumerate(sum(shape[: cycle + 1], [])) for t in range(length)]
+                assert [row for call in calls for row in call] == expected and asked == len(expected)
+                batch_of = [sum(i >= end for end in np.cumsum([len(b) for b in shape])) for i in range(1000)]
+                assert all(len({batch_of[number] for number, _ in call}) == 1 for call in calls)
+            rows = sample(replay, 30)
+            for name in ("once", "always"):
+                assert np.array_equal(rows[name][:, :2], rows["obs"])  # an annotation stays with its own state
+            assert [batch_of[int(number)] for number in rows["obs"][:, 0]] == rows["once"][:, 2].tolist()
+            assert (rows["always"][:, 2] == cycle).all()
+
+
+def test_an_unknown_choice_of_batches_is_refused():
+    with pytest.raises(ValueError, match="all"):
+        make_replay([[1]]).annotate("anchor", lambda obs: obs, batches="old")
+
+
+@quick
+@given(lengths, lengths)
+def test_what_does_not_fit_is_refused_and_changes_nothing(first, second):
+    batches = make_batches([first, second])
+    for missing in ("transitions", "episodes"):
+        capacity = sum(first) + sum(second) - (missing == "transitions")
+        replay = Replay(capacity, len(first) + len(second) - (missing == "episodes"), 2, 3, 3, 0.9, CPU)
+        replay.append(batches[0])
+        before = sample(replay, 50)
+        with pytest.raises(ValueError, match="fit"):
+            replay.append(batches[1])
+        assert len(replay) == sum(first)
+        assert all(np.array_equal(column, before[name]) for name, column in sample(replay, 50).items())
+    replay = make_replay([first, second])  # and exactly full is full, not too full
+    for batch in batches:
+        replay.append(batch)
+    with pytest.raises(ValueError, match="fit"):
+        replay.append([])
+
+
+def test_bytes_per_transition():
+    obs_size, action_size, episodes = 17, 6, 3
+    replay = Replay(1000 * episodes, episodes, obs_size, action_size, 5, 0.99, CPU)
+    obs, action = np.zeros((1001, obs_size), np.float32), np.zeros((1000, action_size), np.float32)
+    replay.append([Episode(obs, action, np.ones(1000, np.float32), np.ones(1000, np.float32))] * episodes)
+    bare = 4 * (obs_size + action_size + 1 + 1 + 1)  # obs, action, return, discount, next index
+    assert bare <= replay.bytes_per_transition <= 1.1 * bare
+    for name in ("anchor", "teacher_action"):
+        replay.annotate(name, lambda obs: obs[:, :action_size])
+    full = bare + 2 * 4 * action_size
+    assert full <= replay.bytes_per_transition <= 1.1 * full
+
+
+@quick
+@given(st.lists(lengths, min_size=1, max_size=3), st.integers(1, 64), st.integers(0, 2**31))
+def test_sampling_is_uniform_over_what_was_appended(shape, batch_size, seed):
+    replay = make_replay(shape, spare=5)
+    for batch in make_batches(shape):
+        replay.append(batch)
+    generator, draws = torch.Generator().manual_seed(seed), 1 + 2_000 // batch_size
+    obs = torch.cat([replay.sample(batch_size, generator)["obs"] for _ in range(draws)])
+    counts = torch.unique(obs, dim=0, return_counts=True)[1].double()
+    expected, freedom = len(obs) / len(replay), len(replay) - 1
+    assert len(counts) == len(replay)
+    chi_square = ((counts - expected) ** 2 / expected).sum().item()
+    assert chi_square <= freedom + 6 * math.sqrt(2 * freedom) + 10  # passed by chance alone far below 1e-4
+
+
+def test_samples_depend_on_the_generator_alone():
+    replay = make_replay([[5, 7]])
+    replay.append(make_batches([[5, 7]])[0])
+    torch.manual_seed(0)
+    first, second = sample(replay, 20, seed=1), sample(replay, 20, seed=1)
+    assert all(np.array_equal(first[name], second[name]) for name in first)
+    assert not np.array_equal(first["obs"], sample(replay, 20, seed=2)["obs"])
