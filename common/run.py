@@ -166,7 +166,7 @@ class Run:
         self._stored: tuple[int, dict[int, list[Episode]]] = (0, {})
         self._wandb_id: str | None = None
         self._metrics_crc, self._metrics_bytes = 0, 0
-        self._signal, self._in_steps, self._bar = 0, False, None
+        self._signal, self._busy, self._bar = 0, False, None
         self._last_return = float("nan")
         self._bad_step: torch.Tensor | None = None
         self.deploy_sps: float | None = None  # environment steps per second of the last deployment, None if read back
@@ -271,9 +271,9 @@ class Run:
             for step in range(start, total):
                 if self._signal or (step > start and step % self.args.checkpoint_every == 0):
                     self.checkpoint(step)
-                self._in_steps = True
+                self._busy = True
                 yield step
-                self._in_steps = False
+                self._busy = False
                 bar.update()
             self._bar = None
 
@@ -281,6 +281,7 @@ class Run:
         """Save the state before `step` of this phase; the checkpoint before it stays as `checkpoint_previous.pt`."""
         self._flush(wait=True)
         self._check_finite()
+        self._busy = True  # a signal waits until the file is there
         with self.timed("writing"):
             self._write_batches()
             state = {
@@ -299,6 +300,7 @@ class Run:
             if path.exists():
                 os.replace(path, self.dir / "checkpoint_previous.pt")
             files.save_torch(path, content)
+        self._busy = False
         if self._signal:
             self._interrupt()
 
@@ -319,7 +321,7 @@ class Run:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         again, self._signal = self._signal, number
-        if again or not self._in_steps:  # between steps everything is on the disk already, or will be made again
+        if again or not self._busy:  # else the step or the file is finished first; what isn't saved is made again
             self._interrupt()
 
     def _interrupt(self) -> None:
@@ -396,6 +398,7 @@ class Run:
 
     def evaluate(self, policy: Actor) -> Pending | None:
         """Start the noise-free evaluation that belongs to this learner step; it never feeds back into the run."""
+        self._check_finite()
         if self.args.eval_episodes == 0:
             return None
         with self.timed("waiting for evaluations"):
@@ -423,6 +426,7 @@ class Run:
         """Save the policy of a kept cycle as a snapshot, score it, and film it if asked to."""
         if self._saved is not None or not self.kept(cycle):
             return
+        self._check_finite()
         folder = self._cycle_dir(cycle)
         returns = self.score(folder / "evaluation.json", policy)
         metadata = {"cycle": cycle, "row": self.args.row, "seed": self.args.seed, "command": self._command()}

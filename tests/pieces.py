@@ -3,12 +3,12 @@
 import tempfile
 from pathlib import Path
 
+import torch
+
 import gbrl_bc_reg
 import gbrl_d4pg
 import gbrl_teacher_action
 import gbrl_teacher_grad
-import torch
-
 from common import teachers
 from common.envs import EnvSpec
 

@@ -50,6 +50,7 @@ class LiveCritic:
         self.agent = agent
 
     def action_gradient(self, obs, action):
+        action = action.detach().requires_grad_()
         return torch.autograd.grad(self.agent.critic.q_value(obs, action).sum(), action)[0]
 
 

@@ -137,12 +137,17 @@ class HandCritic:
 
 
 class HandTeacher:
-    """G(s, a) = s V - a."""
+    """G(s, a) = s V - a. Nothing forbids a teacher to leave the graph of its answer on, which must not be followed."""
 
     V = torch.tensor([[0.2, 0.1], [-0.6, 0.5], [0.3, 0.3]])
 
     def action_gradient(self, obs, action):
         return obs @ self.V - action
+
+
+class DetachedHandTeacher(HandTeacher):
+    def action_gradient(self, obs, action):
+        return super().action_gradient(obs, action).detach()
 
 
 class ActionTable(torch.nn.Module):
@@ -171,7 +176,7 @@ def test_action_gradient_of_a_row_against_its_formula(row, progress):
     batch = make_batch(5)
     table = ActionTable(batch["obs"], make_batch(6)["action"])
     batch["teacher_action"][0] = table.actions[0].detach()  # the same action is as good, and so the Q-filter fires
-    loss, metrics = script.policy_loss(args, table, HandCritic(), HandTeacher(), batch, torch.tensor(progress))
+    loss, metrics = script.policy_loss(args, table, HandCritic(), DetachedHandTeacher(), batch, torch.tensor(progress))
     gradient = torch.autograd.grad(loss, table.actions)[0].numpy()
 
     columns = {name: column.double().numpy() for name, column in batch.items()}
@@ -214,6 +219,16 @@ def test_action_gradient_of_a_row_against_its_formula(row, progress):
         assert tensor.item() == pytest.approx(own[name], abs=1e-6), name
 
 
+def test_the_graph_of_a_teachers_gradient_is_not_followed():
+    script, args = make_args("tg")
+    batch, gradients = make_batch(5), []
+    for teacher in (HandTeacher(), DetachedHandTeacher()):
+        table = ActionTable(batch["obs"], batch["action"])
+        loss, _ = script.policy_loss(args, table, HandCritic(), teacher, batch, torch.tensor(0.3))
+        gradients += torch.autograd.grad(loss, table.actions)
+    torch.testing.assert_close(*gradients)
+
+
 @all_scripts
 def test_clip_norm_of_short_long_and_zero_rows(script):
     vectors = torch.tensor([[3.0, 4.0], [0.3, 0.4], [0.0, 0.0]])
@@ -223,8 +238,7 @@ def test_clip_norm_of_short_long_and_zero_rows(script):
 
 @all_scripts
 def test_dqda_is_the_slope_of_the_mean_of_the_critic(script):
-    script_args = script.Args().resolved(ENV)
-    critic = make_agent(script, script_args).critic.double()
+    critic = make_agent(script, script.Args().resolved(ENV)).critic.double()
     batch = {name: column.double() for name, column in make_batch(2, 4).items()}
     obs, action = batch["obs"], batch["action"].requires_grad_()
     q, dqda = script.action_gradient(critic, obs, action, math.inf)
