@@ -77,7 +77,7 @@ def launch(args_type: type, main: Callable[[Any], Path]) -> None:
     except UserError as error:
         sys.exit(f"error: {error}")
     except Interrupted as stop:
-        print(stop, file=sys.stderr)
+        print(stop.args[0], file=sys.stderr)
         sys.exit(128 + stop.args[1])
 
 

@@ -189,7 +189,7 @@ def fingerprint(tensors):
 def test_a_run_keeps_anchors_and_teacher_and_spends_its_exact_budget(row, tmp_path, monkeypatch):
     """7 episodes and 31 updates in 3 cycles; made-up episodes of 20 steps stand in for the simulator's."""
     script, own = ROWS[row]
-    deployed, updates = [], []
+    deployed, updates, target_copies = [], [], []
 
     def run_block(env_id, actor, sigma, stream, indices):
         if stream[:2] == (1, run.DEPLOY):
@@ -199,6 +199,8 @@ def test_a_run_keeps_anchors_and_teacher_and_spends_its_exact_budget(row, tmp_pa
     def recorded(args, agent, teacher, batch, progress):
         parts = agent.bc_policy.state_dict(), agent.previous_policy.state_dict(), teacher._policy, teacher._critic
         updates.append((*(fingerprint(part.values()) for part in parts), progress.item()))
+        targets = (*agent.target_policy.parameters(), *agent.target_critic.parameters())
+        target_copies.append(fingerprint(targets))
         return gradients(args, agent, teacher, batch, progress)
 
     gradients = script.gradients
@@ -208,7 +210,14 @@ def test_a_run_keeps_anchors_and_teacher_and_spends_its_exact_budget(row, tmp_pa
     monkeypatch.setattr(run, "configure_torch", lambda args: CPU)  # leave the settings of other tests alone
     save_teacher(tmp_path / "teacher.pt", script)
     budget = {"actor_steps": 145, "learner_steps": 31, "num_cycles": 3, "batch_size": 8, "num_workers": 0}
-    budget |= {"demo_episodes": 2, "bc_steps": 5, "critic_steps": 5, "eval_episodes": 0, "report_episodes": 1}
+    budget |= {
+        "demo_episodes": 2,
+        "bc_steps": 5,
+        "critic_steps": 5,
+        "eval_episodes": 0,
+        "report_episodes": 1,
+        "target_period": 4,
+    }
     paths = {"teacher": str(tmp_path / "teacher.pt"), "demo_dir": str(tmp_path), "run_dir": str(tmp_path / "run")}
     run_dir = script.main(script.Args(env_id=ENV.env_id, **own, **budget, **paths))
 
@@ -221,6 +230,7 @@ def test_a_run_keeps_anchors_and_teacher_and_spends_its_exact_budget(row, tmp_pa
     kept = [fingerprint(snapshot["policy"].values()) for snapshot in snapshots]
     assert len(set(kept)) == 4  # every cycle learned something
     assert [policy for _, _, policy, _ in deployed] == kept[:3]
+    assert [n for n in range(1, 31) if target_copies[n] != target_copies[n - 1]] == [4, 8, 12, 16, 20, 24, 28]
     teacher = files.load_torch(tmp_path / "teacher.pt", "teacher")
     teacher = fingerprint(teacher["policy"].values()), fingerprint(teacher["critic"].values())
     for n, update in enumerate(updates):

@@ -1,4 +1,4 @@
-"""A run that is killed at any moment goes on to the same end, bit for bit, and a damaged file is never read silently."""
+"""A run that is killed at any moment goes on to the same end, bit for bit; a damaged file is never read silently."""
 
 import dataclasses
 import multiprocessing

@@ -31,7 +31,8 @@ def test_one_changed_character_is_found_and_repaired_wherever_it_is(name):
             if not text[at].isalpha():
                 continue
             drifted_part = text[:at] + ("q" if text[at] != "q" else "z") + text[at + 1 :]
-            drifted = "".join(o + (drifted_part if i == which else s) for i, (o, s) in enumerate(zip(own, shared, strict=True)))
+            drifted_shared = [*shared[:which], drifted_part, *shared[which + 1 :]]
+            drifted = "".join(o + s for o, s in zip(own, drifted_shared, strict=True))
             try:
                 found = parts(drifted)[0] != parts(SOURCES[TRUNK])[0]
             except (SyntaxError, ValueError):  # not even Python, or a mark is gone: louder than a difference
