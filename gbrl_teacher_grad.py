@@ -65,7 +65,8 @@ class Args:
         """Section 3.3's exponential decay from 1: down to 0 at progress 1, or plain e^(-rate progress). All 0-dim."""
         if self.alpha_form == "plain":
             return torch.exp(-rate * progress)
-        return torch.expm1(rate * (1 - progress)) / torch.expm1(torch.full_like(progress, rate))
+        fade = torch.expm1(-rate * (1 - progress)) / torch.expm1(torch.full_like(progress, -rate))  # from 1 to 0
+        return torch.exp(-rate * progress) * fade
 
     def queries(self, num_transitions: int) -> tuple[int, int]:
         """How many states the teacher annotated, and how many action gradients it was asked for."""
@@ -201,7 +202,7 @@ def torso(input_size: int, hidden: int = 256) -> nn.Sequential:
 
 
 def head(input_size: int, output_size: int, scale: float) -> nn.Linear:
-    """A last layer: truncated normal weights with variance scale / fan-in, zero biases [Acme]."""
+    """A last layer: normal weights of variance scale / fan-in, cut at two standard deviations, zero biases [Acme]."""
     linear, std = nn.Linear(input_size, output_size), (scale / input_size) ** 0.5
     nn.init.trunc_normal_(linear.weight, std=std, a=-2 * std, b=2 * std)
     nn.init.zeros_(linear.bias)
@@ -310,9 +311,10 @@ def policy_loss(
     """
     action = policy(batch["obs"])
     q, dqda = action_gradient(critic, batch["obs"], action, args.dqda_clip)
-    teacher_dqda = clip_norm(teacher.action_gradient(batch["obs"], action), args.teacher_dqda_clip)
+    guidance = teacher.action_gradient(batch["obs"], action.detach()).detach()  # G, (B, action_size)
+    guidance = clip_norm(guidance, args.teacher_dqda_clip)
     alpha = args.alpha(progress, args.decay_rate)
-    loss = -(((1 - alpha) * dqda + alpha * teacher_dqda) * action).sum(-1).mean()
+    loss = -(((1 - alpha) * dqda + alpha * guidance) * action).sum(-1).mean()
     # G is a gradient without a value, so the logged loss has the critic's part only.
     return loss, {"losses/policy_loss": -((1 - alpha) * q).mean(), "losses/q_value": q.mean(), "teacher/alpha": alpha}
 

@@ -40,7 +40,7 @@ def test_one_changed_character_is_found_and_repaired_wherever_it_is(name):
             tried += 1
             assert found
             assert repaired(SOURCES[TRUNK], drifted) == SOURCES[name]
-    assert tried > 10
+    assert tried >= 5
 
 
 def test_the_tool_changes_nothing_but_drift(tmp_path, monkeypatch):
