@@ -71,6 +71,8 @@ def test_a_signal_saves_says_how_to_go_on_and_exits_with_its_number(number, alon
     assert child.returncode == 128 + number
     assert f"--resume {tmp_path}/run" in message and "Traceback" not in message
     assert files.load_torch(tmp_path / "run" / "checkpoint.pt", "checkpoint")["step"] > 0
+    again = subprocess.run([*command[:2], "--resume", f"{tmp_path}/run", "--seed", "3"], capture_output=True, text=True)
+    assert again.returncode == 1 and "--seed 3 can't be changed" in again.stderr and again.stderr.count("\n") == 1
 
 
 def copy_of(folder, tmp_path):

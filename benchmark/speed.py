@@ -1,0 +1,146 @@
+"""Milliseconds of one learner step for each row, against the time that its matrix products alone would take.
+
+    python benchmark/speed.py [--compile] [--transitions 100000]
+
+A step is what `learn` does: sampling, both gradients, clipping, both Adam steps, the non-finite watch, and a hundredth of a
+target copy. The bound is the row's own multiply-adds at the speed of `torch.mm` on 256x256 in this process; rows and the
+product are timed in turns, so that a machine whose speed drifts treats them alike. Sizes are walker-run's, whose values
+don't matter here, so the data is random.
+"""
+
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import tyro
+from torch.utils.flop_counter import FlopCounterMode
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from any folder
+
+import gbrl_bc_reg  # noqa: E402
+import gbrl_d4pg  # noqa: E402
+import gbrl_teacher_action  # noqa: E402
+import gbrl_teacher_grad  # noqa: E402
+from common import run, teachers  # noqa: E402
+from common.envs import EnvSpec  # noqa: E402
+from common.replay import Replay  # noqa: E402
+from common.rollouts import Episode  # noqa: E402
+
+WALKER = EnvSpec("walker-run", 24, 6, 1000)
+ROWS = {
+    "bc": (gbrl_d4pg, {}),
+    "bc_reg": (gbrl_bc_reg, {"method": "bc_reg"}),
+    "bc_reg_decay:1": (gbrl_bc_reg, {}),
+    "between:1": (gbrl_bc_reg, {"method": "between"}),
+    "ta:1": (gbrl_teacher_action, {"method": "ta"}),
+    "ta_qf": (gbrl_teacher_action, {}),
+    "tg:1": (gbrl_teacher_grad, {}),
+}
+
+
+@dataclass
+class Args:
+    """What to time."""
+
+    compile: bool = False
+    """time the compiled update too"""
+    transitions: int = 100_000
+    """transitions in the replay"""
+    rounds: int = 20
+    """turns of ten steps each"""
+    torch_threads: int = 1
+    """threads of the learner"""
+    cuda: bool = False
+    """time on the GPU"""
+
+
+class Frozen:
+    """A teacher of the shipped architecture with random weights."""
+
+    def __init__(self, agent: gbrl_d4pg.Agent, device: torch.device) -> None:
+        content = {"env_id": WALKER.env_id, "obs_size": 24, "action_size": 6, "num_atoms": 51, "v_min": -150.0}
+        content |= {"v_max": 150.0, "metadata": {}, "policy": agent.policy.state_dict()}
+        self.snapshot = teachers.Snapshot(content | {"critic": agent.critic.state_dict()}, "", device)
+
+
+def make_step(row: str, replay: Replay, device: torch.device, compiled: bool) -> tuple[Callable[[], None], int]:
+    """One learner step of a row as a function, and its multiply-adds."""
+    script, flags = ROWS[row]
+    args = script.Args(**flags).resolved(WALKER)
+    agent = script.Agent(args, WALKER, device)
+    teacher = Frozen(gbrl_d4pg.Agent(gbrl_d4pg.Args(), WALKER, device), device).snapshot
+    script.annotate(args, replay, agent.bc_policy, agent.previous_policy, teacher)
+    sampler, watch, count = torch.Generator(device).manual_seed(0), run.Watch(), [0]
+    compute = run.compiled(script.gradients, device) if compiled else script.gradients
+
+    def step() -> None:
+        batch = replay.sample(args.batch_size, sampler)
+        progress = torch.full((), 0.5, device=device)
+        critic_grads, policy_grads, metrics = compute(args, agent, teacher, batch, progress)
+        norm = script.apply_gradients(agent.critic, agent.critic_optimizer, critic_grads, args.max_grad_norm)
+        norm = norm + script.apply_gradients(agent.policy, agent.policy_optimizer, policy_grads, args.max_grad_norm)
+        watch.add(norm + metrics["losses/critic_loss"] + metrics["losses/policy_loss"], count[0])
+        count[0] += 1
+        if count[0] % args.target_period == 0:
+            agent.copy_targets()
+
+    counter = FlopCounterMode(display=False)
+    with counter:
+        script.gradients(args, agent, teacher, replay.sample(args.batch_size, sampler), torch.tensor(0.5, device=device))
+    return step, counter.get_total_flops() // 2
+
+
+def median_ms(function: Callable[[], object], times: int, device: torch.device) -> float:
+    """Median milliseconds of one call."""
+    seconds = []
+    for _ in range(times):
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        began = time.perf_counter()
+        function()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - began)
+    return 1000 * statistics.median(seconds)
+
+
+def main(args: Args) -> None:
+    """Time all rows in turns and print a table."""
+    run_args = gbrl_d4pg.Args(torch_threads=args.torch_threads, cuda=args.cuda)
+    device = run.configure_torch(run_args)
+    rng = np.random.default_rng(0)
+    num_episodes = args.transitions // 1000
+    replay = Replay(num_episodes * 1000, num_episodes, 24, 6, 5, 0.99, device)
+    for _ in range(num_episodes):
+        shapes = [(1001, 24), (1000, 6), (1000,), (1000,)]
+        replay.append([Episode(*(rng.uniform(-1, 1, shape).astype(np.float32) for shape in shapes))])
+    steps = {(row, False): make_step(row, replay, device, False) for row in ROWS}
+    if args.compile:
+        steps |= {(row, True): make_step(row, replay, device, True) for row in ROWS}
+    a, b, out = torch.rand(256, 256, device=device), torch.rand(256, 256, device=device), torch.empty(256, 256, device=device)
+    times: dict[tuple[str, bool], list[float]] = {key: [] for key in steps}
+    products = []
+    for turn in range(args.rounds + 1):
+        products.append(median_ms(lambda: torch.mm(a, b, out=out), 50, device))
+        for key, (step, _) in steps.items():
+            value = median_ms(step, 10, device)
+            if turn > 0:  # the first turn warms up, and compiles
+                times[key].append(value)
+    speed = 256**3 / min(products)  # multiply-adds per millisecond
+    first = statistics.median(times["bc", False])
+    print(f"torch.mm 256x256: {min(products):.3f} ms (fastest median of {len(products)}), {device}, {args.torch_threads} threads")
+    print(f"{'row':16}{'':10}{'ms':>8}{'bound':>8}{'ratio':>8}{'vs bc':>8}")
+    for (row, is_compiled), values in times.items():
+        ms, bound = statistics.median(values), steps[row, is_compiled][1] / speed
+        kind = "compiled" if is_compiled else "eager"
+        base = statistics.median(times["bc", is_compiled]) if is_compiled else first
+        print(f"{row:16}{kind:10}{ms:8.2f}{bound:8.2f}{ms / bound:8.2f}{ms / base:8.2f}")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args))
