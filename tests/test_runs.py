@@ -12,6 +12,7 @@ from small import ROWS, SMALL, differences, metrics, report, result, run_row, sc
 from common import UserError, files, rollouts, teachers
 
 TASKS = ("cartpole-swingup", "cartpole-balance")
+LIGHT = {"actor_steps": 2_000, "eval_episodes": 0, "report_episodes": 1}  # the second task, where seconds are short
 OWN_KEYS = {
     "bc": set(),
     "bc_reg": {"teacher/distance"},
@@ -21,7 +22,7 @@ OWN_KEYS = {
     "ta_qf": {"teacher/q_filter_rate", "teacher/distance"},
     "tg:1": {"teacher/alpha"},
 }
-QUERIES = {"ta:1": (3000, 0), "ta_qf": (3000, 0), "tg:1": (0, 61 * 32)}
+QUERIES = {"ta:1": (1, 0), "ta_qf": (1, 0), "tg:1": (0, 61 * 32)}  # per deployed state, per update of 32
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,8 @@ def runs(tmp_path_factory, demo_dir):
 
     def get(row, task):
         if (row, task) not in done:
-            done[row, task] = run_row(row, folder / f"{row}-{task}".replace(":", "-"), demo_dir, env_id=task)
+            flags = LIGHT if task == TASKS[1] else {}
+            done[row, task] = run_row(row, folder / f"{row}-{task}".replace(":", "-"), demo_dir, env_id=task, **flags)
         return done[row, task]
 
     return get
@@ -48,7 +50,7 @@ def test_a_row_runs_and_its_report_is_its_raw_files(row, task, runs):
     assert {k for k in keys if k.startswith("teacher/")} == OWN_KEYS[row] | {"teacher/episodic_return"}
     assert all(math.isfinite(v) for r in rows for v in r.values())
     evaluations = [(r["learner_step"], r["eval/episodic_return"]) for r in rows if "eval/episodic_return" in r]
-    assert [step for step, _ in evaluations] == [0, 20, 40, 60, 61]
+    assert [step for step, _ in evaluations] == ([0, 20, 40, 60, 61] if task == TASKS[0] else [])
     losses = [r for r in rows if "losses/policy_loss" in r]
     assert [r["learner_step"] for r in losses] == [20, 40, 60, 61]
     assert all("losses/critic_loss" in r and "charts/UPS" in r for r in losses)
@@ -57,7 +59,7 @@ def test_a_row_runs_and_its_report_is_its_raw_files(row, task, runs):
 
     after = [files.load_json(run_dir / f"cycle_{k:04d}/evaluation.json", "evaluation")["returns"] for k in range(3)]
     batches = [rollouts.unpack(files.load_arrays(run_dir / f"cycle_{k:04d}/batch.npz", "batch"))[0] for k in (1, 2)]
-    assert [len(batch) for batch in batches] == [1, 2]
+    assert [len(batch) for batch in batches] == ([1, 2] if task == TASKS[0] else [1, 1])
     deployed = [[e.reward.astype(np.float64).sum() for e in batch] for batch in batches]
     teacher = np.mean(files.load_json(run_dir / "teacher.json", "evaluation")["returns"])
     assert content["teacher"]["return"]["mean"] == pytest.approx(teacher)
@@ -68,9 +70,11 @@ def test_a_row_runs_and_its_report_is_its_raw_files(row, task, runs):
     means = [np.mean(a) for a in after]
     assert content["falls"]["count"] == sum(b < a for a, b in itertools.pairwise(means))
     assert content["regret"] == pytest.approx(sum(teacher - r for d in deployed for r in d))
-    lowest = np.mean([value for _, value in evaluations])  # fewer than ten evaluations: all of them
-    assert content["dip"]["depth"] == pytest.approx(max(0.0, means[0] - lowest))
+    if evaluations:  # fewer than ten of them: the dip is below the clone's return to the mean of all
+        lowest = np.mean([value for _, value in evaluations])
+        assert content["dip"]["depth"] == pytest.approx(max(0.0, means[0] - lowest))
     states, gradients = QUERIES.get(row, (0, 0))
+    states *= sum(len(batch) for batch in batches) * 1000
     assert content["teacher_queries"] == {"states_annotated": states, "gradients_asked": gradients}
     assert content["row"] == row and (run_dir / "learning_curve.png").stat().st_size > 10_000
     noisy = {r["learner_step"]: r["deploy/episodic_return"] for r in rows if "deploy/episodic_return" in r}
@@ -86,7 +90,7 @@ def test_rows_differ_only_after_the_common_start(runs):
         assert row == "bc" or any(name.startswith("cycle_0002/policy") for name in different), row
 
 
-@pytest.mark.parametrize("flags", [{"num_workers": 1}, {"num_workers": 3}, {"checkpoint_every": 7}, {}])
+@pytest.mark.parametrize("flags", [{"num_workers": 1}, {"num_workers": 3}, {"checkpoint_every": 7}])
 def test_same_seed_same_bytes(flags, runs, tmp_path, demo_dir):
     again = run_row("ta:1", tmp_path / "again", demo_dir, env_id=TASKS[0], **flags)
     assert differences(result(again), result(runs("ta:1", TASKS[0]))) == []

@@ -1,0 +1,29 @@
+"""The shipped teachers are what the manifest says, and play as it says."""
+
+import numpy as np
+import pytest
+import torch
+
+from common import envs, evaluate, files, teachers
+
+MANIFEST = files.load_json(teachers.SHIPPED / "manifest.json", "manifest")
+
+
+def test_the_manifest_names_every_file():
+    assert sorted(MANIFEST) == sorted(path.name for path in teachers.SHIPPED.glob("*.pt"))
+    assert {"cartpole-swingup-expert.pt", "cartpole-swingup-mid.pt", "cartpole-balance-expert.pt"} <= set(MANIFEST)
+    assert sum(path.stat().st_size for path in teachers.SHIPPED.iterdir()) < 20e6
+
+
+@pytest.mark.parametrize("name", MANIFEST)
+def test_a_teacher_is_what_it_says(name):
+    entry, snapshot = MANIFEST[name], teachers.load_snapshot(teachers.SHIPPED / name, torch.device("cpu"))
+    assert snapshot.sha256 == entry["file_sha256"]
+    spec = envs.spec(snapshot.env_id)
+    assert name == f"{spec.env_id}-{snapshot.metadata['tier']}.pt"
+    assert snapshot.sizes == (spec.obs_size, spec.action_size) and snapshot.gives_gradients
+    assert snapshot.metadata["score"] == entry["return"]["mean"]
+    low, high = {"expert": (860, 1000), "mid": (500, 700)}[snapshot.metadata["tier"]]
+    assert low <= entry["return"]["mean"] <= high and entry["return"]["episodes"] >= 50
+    returns = evaluate.score(snapshot, 3, seed=1, num_workers=0)  # episodes that nobody chose it by
+    assert np.mean(returns) == pytest.approx(entry["return"]["mean"], abs=5 * entry["return"]["std"] + 5)
