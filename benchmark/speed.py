@@ -2,10 +2,10 @@
 
     python benchmark/speed.py [--compile] [--transitions 100000]
 
-A step is what `learn` does: sampling, both gradients, clipping, both Adam steps, the non-finite watch, and a hundredth of a
-target copy. The bound is the row's own multiply-adds at the speed of `torch.mm` on 256x256 in this process; rows and the
-product are timed in turns, so that a machine whose speed drifts treats them alike. Sizes are walker-run's, whose values
-don't matter here, so the data is random.
+A step is what `learn` does: sampling, both gradients, clipping, both Adam steps, the non-finite watch and a hundredth
+of a target copy. The bound is the row's own multiply-adds at the speed of `torch.mm` on 256x256 in this process. Rows and
+the product are timed in turns, so that a machine whose speed drifts treats them alike. Sizes are walker-run's; the data is
+random, because its values don't matter here.
 """
 
 import statistics
@@ -22,14 +22,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from any folder
 
-import gbrl_bc_reg  # noqa: E402
-import gbrl_d4pg  # noqa: E402
-import gbrl_teacher_action  # noqa: E402
-import gbrl_teacher_grad  # noqa: E402
-from common import run, teachers  # noqa: E402
-from common.envs import EnvSpec  # noqa: E402
-from common.replay import Replay  # noqa: E402
-from common.rollouts import Episode  # noqa: E402
+import gbrl_bc_reg
+import gbrl_d4pg
+import gbrl_teacher_action
+import gbrl_teacher_grad
+from common import run, teachers
+from common.envs import EnvSpec
+from common.replay import Replay
+from common.rollouts import Episode
 
 WALKER = EnvSpec("walker-run", 24, 6, 1000)
 ROWS = {
@@ -59,13 +59,26 @@ class Args:
     """time on the GPU"""
 
 
-class Frozen:
-    """A teacher of the shipped architecture with random weights."""
+class Watcher:
+    """`Run.watch` without a run."""
 
-    def __init__(self, agent: gbrl_d4pg.Agent, device: torch.device) -> None:
-        content = {"env_id": WALKER.env_id, "obs_size": 24, "action_size": 6, "num_atoms": 51, "v_min": -150.0}
-        content |= {"v_max": 150.0, "metadata": {}, "policy": agent.policy.state_dict()}
-        self.snapshot = teachers.Snapshot(content | {"critic": agent.critic.state_dict()}, "", device)
+    _bad_step: torch.Tensor | None = None
+    watch = run.Run.watch
+
+
+def make_teacher(device: torch.device) -> teachers.Snapshot:
+    """A teacher of the shipped architecture with random weights."""
+    agent = gbrl_d4pg.Agent(gbrl_d4pg.Args(), WALKER, device)
+    content = {
+        "env_id": WALKER.env_id,
+        "obs_size": 24,
+        "action_size": 6,
+        "num_atoms": 51,
+        "v_min": -150.0,
+        "v_max": 150.0,
+    }
+    content |= {"metadata": {}, "policy": agent.policy.state_dict(), "critic": agent.critic.state_dict()}
+    return teachers.Snapshot(content, "", device)
 
 
 def make_step(row: str, replay: Replay, device: torch.device, compiled: bool) -> tuple[Callable[[], None], int]:
@@ -73,9 +86,9 @@ def make_step(row: str, replay: Replay, device: torch.device, compiled: bool) ->
     script, flags = ROWS[row]
     args = script.Args(**flags).resolved(WALKER)
     agent = script.Agent(args, WALKER, device)
-    teacher = Frozen(gbrl_d4pg.Agent(gbrl_d4pg.Args(), WALKER, device), device).snapshot
+    teacher = make_teacher(device)
     script.annotate(args, replay, agent.bc_policy, agent.previous_policy, teacher)
-    sampler, watch, count = torch.Generator(device).manual_seed(0), run.Watch(), [0]
+    sampler, watcher, count = torch.Generator(device).manual_seed(0), Watcher(), [0]
     compute = run.compiled(script.gradients, device) if compiled else script.gradients
 
     def step() -> None:
@@ -84,14 +97,16 @@ def make_step(row: str, replay: Replay, device: torch.device, compiled: bool) ->
         critic_grads, policy_grads, metrics = compute(args, agent, teacher, batch, progress)
         norm = script.apply_gradients(agent.critic, agent.critic_optimizer, critic_grads, args.max_grad_norm)
         norm = norm + script.apply_gradients(agent.policy, agent.policy_optimizer, policy_grads, args.max_grad_norm)
-        watch.add(norm + metrics["losses/critic_loss"] + metrics["losses/policy_loss"], count[0])
+        watcher.watch(norm + metrics["losses/critic_loss"] + metrics["losses/policy_loss"], count[0])
         count[0] += 1
         if count[0] % args.target_period == 0:
             agent.copy_targets()
 
     counter = FlopCounterMode(display=False)
     with counter:
-        script.gradients(args, agent, teacher, replay.sample(args.batch_size, sampler), torch.tensor(0.5, device=device))
+        script.gradients(
+            args, agent, teacher, replay.sample(args.batch_size, sampler), torch.tensor(0.5, device=device)
+        )
     return step, counter.get_total_flops() // 2
 
 
@@ -122,7 +137,7 @@ def main(args: Args) -> None:
     steps = {(row, False): make_step(row, replay, device, False) for row in ROWS}
     if args.compile:
         steps |= {(row, True): make_step(row, replay, device, True) for row in ROWS}
-    a, b, out = torch.rand(256, 256, device=device), torch.rand(256, 256, device=device), torch.empty(256, 256, device=device)
+    a, b, out = (torch.rand(256, 256, device=device) for _ in range(3))
     times: dict[tuple[str, bool], list[float]] = {key: [] for key in steps}
     products = []
     for turn in range(args.rounds + 1):
@@ -133,7 +148,10 @@ def main(args: Args) -> None:
                 times[key].append(value)
     speed = 256**3 / min(products)  # multiply-adds per millisecond
     first = statistics.median(times["bc", False])
-    print(f"torch.mm 256x256: {min(products):.3f} ms (fastest median of {len(products)}), {device}, {args.torch_threads} threads")
+    print(
+        f"torch.mm 256x256: {min(products):.3f} ms, the fastest median of {len(products)}; {device}, "
+        f"{args.torch_threads} threads"
+    )
     print(f"{'row':16}{'':10}{'ms':>8}{'bound':>8}{'ratio':>8}{'vs bc':>8}")
     for (row, is_compiled), values in times.items():
         ms, bound = statistics.median(values), steps[row, is_compiled][1] / speed

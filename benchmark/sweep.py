@@ -1,9 +1,9 @@
 """Run rows of the table x tasks x seeds, a few at a time; start it again to go on where it was ended.
 
-    python benchmark/sweep.py --rows bc ta_qf ta:1 bc_reg_decay:5 --seeds 1 2 3 --scale 0.02 --output runs/x
+    python benchmark/sweep.py --rows bc ta_qf ta:1 bc_reg_decay:5 --seeds 1 2 3 --scale 0.02 --output runs
 
-Each run has a folder of its own under --output, with what it prints in a `.log` beside it. Flags behind `--` go to every
-run as they are. On a cluster, give each job one row and one seed instead, with --run-dir, and requeue it.
+Each run has a folder of its own under --output, with what it prints in a `.log` beside it. Flags behind `--` go to all
+runs. On a cluster, give each job one row and one seed instead, with --run-dir, and requeue it.
 """
 
 import concurrent.futures
