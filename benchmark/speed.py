@@ -2,10 +2,10 @@
 
     python benchmark/speed.py [--compile] [--transitions 100000]
 
-A step is what `learn` does: sampling, both gradients, clipping, both Adam steps, the non-finite watch and a hundredth
-of a target copy. The bound is the row's own multiply-adds at the speed of `torch.mm` on 256x256 in this process. Rows and
-the product are timed in turns, so that a machine whose speed drifts treats them alike. Sizes are walker-run's; the data is
-random, because its values don't matter here.
+A step is what `learn` does: sampling, both gradients, clipping, both Adam steps, the non-finite watch, a target copy
+every hundred. The bound is the row's own multiply-adds at the speed of `torch.mm` on 256x256 in this process. Rows and
+the product are timed in turns, so that a machine whose speed drifts treats them alike. Sizes are walker-run's, the data
+is random.
 """
 
 import statistics
