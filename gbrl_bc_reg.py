@@ -102,7 +102,7 @@ class Args:
     bc_steps: int = 30_000
     """behaviour-cloning steps, at any scale [ours, measured]"""
     bc_learning_rate: float = 1e-3
-    """Adam's step size in behaviour cloning; 1e-4 clones far worse [ours, measured]"""
+    """Adam's step size in behaviour cloning, falling linearly to 0 [ours, measured]"""
     critic_steps: int | None = None
     """critic-evaluation steps on the demonstrations, 0 to skip; default 100,000 x scale [ours]"""
     buffer_size: int = 10_000_000
@@ -145,6 +145,8 @@ class Args:
     """folder of a run to continue exactly, with its own flags [ours]"""
     num_workers: int = 2
     """processes for deployment and evaluation, 0 for none; the data is the same for any number [ours]"""
+    ray_address: str | None = None
+    """address of a Ray cluster that runs the episodes, or "auto" for this machine's; default: processes here [ours]"""
     torch_threads: int = 1
     """threads of the learner; another number gives other last bits [ours]"""
     torch_deterministic: bool = True
@@ -354,6 +356,7 @@ def clone(args: Args, agent: Agent, demos: Replay, sampler: torch.Generator, kee
     if start is None:
         return
     for step in keeper.steps(start, args.bc_steps, "cloning"):
+        agent.bc_optimizer.param_groups[0]["lr"] = args.bc_learning_rate * (1 - step / args.bc_steps)
         batch = demos.sample(args.batch_size, sampler)
         loss = (agent.policy(batch["obs"]) - batch["action"]).square().sum(-1).mean()
         grads = torch.autograd.grad(loss, tuple(agent.policy.parameters()))
