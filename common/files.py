@@ -11,6 +11,8 @@ import os
 import pickle
 import tempfile
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,23 +24,42 @@ from common import UserError
 SEAL = hashlib.sha256().digest_size
 
 
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Say in one sentence that `path` can't be written: a full disk, a quota, a folder that became read-only."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{path} can't be written ({error.strerror}); put that right and go on with --resume or the same --run-dir."
+        ) from error
+
+
+def remove_leftovers(folder: Path, name: str = "*") -> None:
+    """Remove what a SIGKILL left of `write_atomically`; only for who holds the folder's lock."""
+    for path in folder.glob(f".{name}.*.tmp"):
+        path.unlink()
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Write `content` to a temporary file beside `path`, flush it to the disk and rename it over `path`.
 
     Whoever reads `path` sees the old content or the new one, never a part, also after a crash or on a full disk.
+    Raises UserError where it can't be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp makes it private, but runs are shared within a group
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o644)  # mkstemp makes it private, but runs are shared within a group
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
 
 
 def _read(path: Path, what: str) -> bytes:

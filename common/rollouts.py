@@ -8,6 +8,7 @@ and on a cluster of the same machine type. A block whose worker is lost is run a
 
 import concurrent.futures
 import copy
+import faulthandler
 import functools
 import itertools
 import multiprocessing
@@ -16,10 +17,11 @@ import pickle
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -31,6 +33,7 @@ from common.envs import Env, spec
 
 BLOCK = 10  # episodes stepped in lockstep [ours: a forward pass costs the same for 1 and for 10 rows]
 MAX_TRIES = 3  # of one block, before a lost worker becomes an error [ours]
+BLOCK_TIMEOUT = 3600.0  # seconds until a block counts as hung [ours: a teacher that plans for 1 s a step needs 1,000]
 
 Actor = Callable[[torch.Tensor], torch.Tensor]  # obs (B, obs_size) -> action (B, action_size) in [-1, 1]
 
@@ -187,6 +190,36 @@ class _Done:
         return self._episodes
 
 
+def _run_on_ray(timeout: float, *arguments: Any) -> list[Episode] | str:
+    """Run a block in a Ray worker, which is lost on purpose if it hangs. Returns the sentence of a UserError."""
+    faulthandler.dump_traceback_later(timeout, exit=True)
+    try:
+        return _run_pickled(*arguments)
+    except UserError as error:
+        return str(error)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+class _OnRay:
+    """A block on a Ray cluster. Ray itself runs it again, at once, when its node or worker is lost."""
+
+    def __init__(self, ray: ModuleType, task: Any, what: str) -> None:
+        self._ray, self._task, self._what = ray, task, what
+
+    def done(self) -> bool:
+        return bool(self._ray.wait([self._task], timeout=0)[0])
+
+    def result(self) -> list[Episode]:
+        try:
+            answer = self._ray.get(self._task)
+        except self._ray.exceptions.RayError as error:
+            raise UserError(f"{self._what} failed on the cluster ({type(error).__name__}): {error}") from error
+        if isinstance(answer, str):
+            raise UserError(answer)
+        return [Episode(*(np.array(values) for values in episode)) for episode in answer]  # Ray's can't be written to
+
+
 class _InWorker:
     """A block in a worker. `result` runs it again when its worker died or hung; being pure, it gives the same bits."""
 
@@ -210,11 +243,20 @@ class _InWorker:
 
 
 class Workers:
-    """Runs blocks in `num_workers` processes, or in this one if 0. The data doesn't depend on the number."""
+    """Runs blocks in `num_workers` processes, in this one if 0, or on a Ray cluster. The data is always the same."""
 
-    def __init__(self, num_workers: int, block_timeout: float = 3600.0) -> None:
-        """Start nothing yet; processes start with the first block. `block_timeout` is in seconds."""
+    def __init__(self, num_workers: int, block_timeout: float = BLOCK_TIMEOUT, ray_address: str | None = None) -> None:
+        """Start nothing yet; processes start, and a cluster is asked for, with the first block.
+
+        Args:
+            block_timeout: seconds after which a block in a worker counts as hung and is run again.
+            ray_address: of a running cluster, or "auto" for the one this machine is in. It runs as many blocks at once
+                as it has free CPUs, whatever `num_workers` says.
+        """
         self.num_workers, self._timeout, self._pool = num_workers, block_timeout, None
+        self._ray_address, self._ray = ray_address, None
+        if ray_address is not None:
+            self.num_workers = max(1, num_workers)
 
     def _start(self) -> pebble.ProcessPool:
         # A fork server's children come from a process that never ran torch, CUDA or a thread: clean, and fast to start.
@@ -222,18 +264,34 @@ class Workers:
         context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
         if context.get_start_method() == "forkserver":
             context.set_forkserver_preload(["torch", "dm_control.suite"])
-        return pebble.ProcessPool(
-            self.num_workers, initializer=_initialise_worker, initargs=[os.getpid()], context=context
-        )
+        return pebble.ProcessPool(self.num_workers, initializer=_initialise_worker, context=context)
+
+    def _start_ray(self) -> ModuleType:
+        try:
+            import ray
+        except ImportError as error:
+            raise UserError("--ray-address needs Ray: pip install -r requirements-ray.txt") from error
+        root = Path(__file__).resolve().parent.parent  # nodes need the packages, but no checkout
+        code = [str(root / "common"), *(str(path) for path in root.glob("*.py"))]
+        try:
+            ray.init(self._ray_address, runtime_env={"py_modules": code}, logging_level="warning")
+        except (ConnectionError, RuntimeError, ValueError) as error:  # none there, or of another version
+            raise UserError(f"--ray-address {self._ray_address}: {error}") from error
+        return ray
 
     def submit(self, env_id: str, actor: Actor, sigma: float, stream: tuple[int, ...], indices: range) -> Pending:
         """Run one block with the actor as it is now: later changes to its weights don't reach the block."""
         if isinstance(actor, torch.nn.Module):
             actor = copy.deepcopy(actor).cpu()
+        what = f"episodes {indices.start}-{indices.stop - 1} of stream {stream} on {env_id}"
+        if self._ray_address is not None:
+            self._ray = self._ray or self._start_ray()
+            pickled = self._ray.cloudpickle.dumps(actor)  # takes the classes of `__main__` along
+            task = self._ray.remote(_run_on_ray).options(max_retries=MAX_TRIES - 1, num_cpus=1)
+            return _OnRay(self._ray, task.remote(self._timeout, pickled, env_id, sigma, stream, indices), what)
         arguments = [pickle.dumps(actor), env_id, sigma, stream, indices]
         if self.num_workers == 0:
             return _Done(_run_pickled(*arguments))
-        what = f"episodes {indices.start}-{indices.stop - 1} of stream {stream} on {env_id}"
         return _InWorker(lambda: self._schedule(arguments), what)
 
     def _schedule(self, arguments: list[Any]) -> concurrent.futures.Future:
@@ -270,25 +328,19 @@ class Workers:
             self._pool.stop()
             self._pool.join()
             self._pool = None
+        if self._ray is not None:
+            self._ray.shutdown()  # ends this run's tasks, not the cluster
+            self._ray = None
 
 
-def _initialise_worker(parent: int) -> None:
+def _initialise_worker() -> None:
     """One thread, deaf to Ctrl-C (the run itself decides), gone when the run is gone."""
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     def watch() -> None:
-        while _is_alive(parent):
-            time.sleep(1.0)
+        multiprocessing.parent_process().join()  # returns when the run ends, however it ends
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-
-
-def _is_alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except (ProcessLookupError, PermissionError):  # gone, or its number is another user's by now
-        return False
-    return True

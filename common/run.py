@@ -43,7 +43,7 @@ CLOCKS = ("cycle", "actor_step", "learner_step", "pretrain_step", "wall_s")  # t
 # Flags that may change when a run is continued, because they don't change its result.
 FREE_FLAGS = {
     "resume", "run_dir", "num_workers", "track", "wandb_project_name", "wandb_entity", "capture_video", "demo_dir",
-    "checkpoint_every",
+    "checkpoint_every", "ray_address",
 }  # fmt: skip
 POSITIVE_FLAGS = (
     "scale", "actor_steps", "learner_steps", "samples_per_insert", "demo_episodes", "bc_learning_rate", "buffer_size",
@@ -156,7 +156,7 @@ class Run:
         if args.capture_video:
             _check_renderer()
         self.args, self.env, self._keys, self._script = resolved, env, keys, Path(script)
-        self.workers = rollouts.Workers(resolved.num_workers)
+        self.workers = rollouts.Workers(resolved.num_workers, ray_address=resolved.ray_address)
         self.clock = {"cycle": 0, "actor_step": 0, "learner_step": 0, "pretrain_step": None}
         self.seconds: dict[str, float] = {}
         self._timer = ("starting", time.monotonic())
@@ -176,9 +176,11 @@ class Run:
         self._identity = hashlib.sha256(json.dumps([self._script.name, identity]).encode()).hexdigest()
         if (self.dir / "args.json").exists():
             refuse_changes(saved_args(type(args), self.dir), args)
+            for folder in (self.dir, *self.dir.glob("cycle_*")):
+                files.remove_leftovers(folder)
             self._saved = self._load_checkpoint()
         else:
-            shutil.copyfile(script, self.dir / self._script.name)
+            files.write_atomically(self.dir / self._script.name, self._script.read_bytes())
             files.save_json(self.dir / "versions.json", _versions())
             content = {"script": self._script.name, "row": args.row, "args": dataclasses.asdict(args)}
             files.save_json(self.dir / "args.json", content | {"resolved": dataclasses.asdict(resolved)})
@@ -196,7 +198,8 @@ class Run:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         self.workers.close()
-        self._metrics.close()
+        with contextlib.suppress(OSError):  # of a full disk, which was reported when a row was written
+            self._metrics.close()
         self._lock.close()
         if self.args.track:
             import wandb
@@ -297,8 +300,9 @@ class Run:
             content |= {"wall_s": self._wall_s(), "last_return": self._last_return, "wandb_id": self._wandb_id}
             content |= {"metrics_bytes": self._metrics_bytes, "metrics_crc": self._metrics_crc}
             path = self.dir / "checkpoint.pt"
-            if path.exists():
-                os.replace(path, self.dir / "checkpoint_previous.pt")
+            with files.writing(path):
+                if path.exists():
+                    os.replace(path, self.dir / "checkpoint_previous.pt")
             files.save_torch(path, content)
         self._busy = False
         if self._signal:
@@ -488,8 +492,9 @@ class Run:
 
     def _append_metrics(self, text: str) -> None:
         data = text.encode()
-        self._metrics.write(data)
-        self._metrics.flush()
+        with files.writing(self.dir / "metrics.csv"):
+            self._metrics.write(data)
+            self._metrics.flush()
         self._metrics_crc = zlib.crc32(data, self._metrics_crc)
         self._metrics_bytes += len(data)
 
@@ -503,8 +508,9 @@ class Run:
                 raise UserError(
                     f"{path} isn't what its run wrote; restore it from a copy, or start again in a new folder."
                 )
-        self._metrics = open(path, "ab")  # noqa: SIM115 (closed in __exit__)
-        self._metrics.truncate(len(content))
+        with files.writing(path):
+            self._metrics = open(path, "ab")  # noqa: SIM115 (closed in __exit__)
+            self._metrics.truncate(len(content))
         self._wall_before = self._saved["wall_s"] if self._saved is not None else 0.0
         self._started = time.monotonic()
         self._wandb_id = self._saved["wandb_id"] if self._saved is not None else None
@@ -547,7 +553,8 @@ class Run:
             content = report.make_report(
                 self.dir, facts | {"seconds": {k: round(v, 2) for k, v in self.seconds.items()}}
             )
-            picture = report.draw_learning_curve(self.dir)
+            with files.writing(self.dir / "learning_curve.png"):
+                picture = report.draw_learning_curve(self.dir)
         if self._wandb_id is not None:
             import wandb
 

@@ -244,9 +244,12 @@ def demonstrations(
     """
     key = f"{env.env_id}-{teacher.sha256[:16]}-sigma{sigma:g}"
     path = folder / f"{key}.npz"
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / f".{key}.lock", "w") as lock:
+    with files.writing(path):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / f".{key}.lock", "w")  # noqa: SIM115 (closed below)
+    with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # the kernel frees it when this process ends, however it ends
+        files.remove_leftovers(folder, path.name)
         episodes: list[Episode] = []
         if path.exists():
             try:
