@@ -310,7 +310,8 @@ def gradients(
     loss, metrics = policy_loss(args, agent.policy, agent.critic, teacher, batch, progress)
     critic_gradients = torch.autograd.grad(value_loss, tuple(agent.critic.parameters()))
     policy_gradients = torch.autograd.grad(loss, tuple(agent.policy.parameters()))
-    return critic_gradients, policy_gradients, metrics | {"losses/critic_loss": value_loss.detach()}
+    metrics = {name: value.detach() for name, value in (metrics | {"losses/critic_loss": value_loss}).items()}
+    return critic_gradients, policy_gradients, metrics
 
 
 def apply_gradients(
@@ -378,8 +379,8 @@ def learn(
         keeper.watch(norm + metrics["losses/critic_loss"] + metrics["losses/policy_loss"], step)
         if (n + 1) % args.target_period == 0:
             agent.copy_targets()
+        keeper.clock["learner_step"] = n + 1
         if (n + 1) % args.eval_every == 0 or n + 1 == args.learner_steps:
-            keeper.clock["learner_step"] = n + 1
             rate = (step + 1 - start) / (time.perf_counter() - began)
             keeper.log(metrics | {"charts/UPS": rate}, keeper.evaluate(agent.policy))
 

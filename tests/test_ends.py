@@ -173,8 +173,8 @@ class Raises:
 class Hangs:
     def __init__(self, env_id, device): pass
     def action(self, obs):
-        if len(obs) == 10 and len(os.listdir(os.environ["HANGS"])) < int(os.environ["HANG_TIMES"]):
-            open(os.environ["HANGS"] + f"/{time.time()}", "w").close()
+        if len(obs) == 10 and len(os.listdir(HANGS)) < TIMES:
+            open(f"{HANGS}/{time.time()}", "w").close()
             time.sleep(1000)
         return torch.zeros(len(obs), 1)
 """
@@ -221,11 +221,9 @@ def test_no_process_is_left_behind(end, tmp_path, demo_dir):
 
 
 @pytest.mark.parametrize("times", (1, 9))
-def test_a_worker_that_hangs_is_ended_and_its_block_run_again(times, tmp_path, monkeypatch, capfd):
+def test_a_worker_that_hangs_is_ended_and_its_block_run_again(times, tmp_path, capfd):
     (tmp_path / "hangs").mkdir()
-    (tmp_path / "mine.py").write_text(TEACHERS)
-    monkeypatch.setenv("HANGS", str(tmp_path / "hangs"))
-    monkeypatch.setenv("HANG_TIMES", str(times))
+    (tmp_path / "mine.py").write_text(f"HANGS, TIMES = {str(tmp_path / 'hangs')!r}, {times}\n{TEACHERS}")
     teacher = teachers.load(f"{tmp_path}/mine.py:Hangs", envs.spec(TASK), "demonstrations", torch.device("cpu"))
     workers = rollouts.Workers(1, block_timeout=20.0 if times == 1 else 2.0)
     try:

@@ -109,7 +109,7 @@ def test_another_seed_is_another_run(runs, tmp_path, demo_dir):
 
 def test_a_task_beyond_the_six_online_and_its_policy_as_a_teacher(tmp_path, demo_dir):
     task = "point_mass-easy"
-    flags = {"env_id": task, "num_cycles": 3, "keep_every": 2}
+    flags = {"env_id": task, "num_cycles": 3, "keep_every": 2, "checkpoint_every": 1_000}
     run_dir = run_row("bc", tmp_path / "online", demo_dir, teacher="none", **flags)
     content = report(run_dir)
     assert content["teacher"] is None and content["clone"] is None and content["dip"] is None
