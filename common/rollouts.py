@@ -29,7 +29,7 @@ import pebble
 import torch
 
 from common import UserError
-from common.envs import Env, spec
+from common.envs import Env, EnvSpec, spec
 
 BLOCK = 10  # episodes stepped in lockstep [ours: a forward pass costs the same for 1 and for 10 rows]
 MAX_TRIES = 3  # of one block, before a lost worker becomes an error [ours]
@@ -129,7 +129,7 @@ def run_block(env_id: str, actor: Actor, sigma: float, stream: tuple[int, ...], 
     with one_thread(), torch.inference_mode():
         running = list(zip(rows, envs, strict=True))
         for t in range(length):
-            wanted = _act(actor, obs[t], action_size)
+            wanted = _act(actor, obs[t], env_spec)
             np.clip(wanted + noise[t], -1, 1, out=action[t])
             still_running = []
             for row, env in running:
@@ -151,14 +151,16 @@ def run_block(env_id: str, actor: Actor, sigma: float, stream: tuple[int, ...], 
     return episodes
 
 
-def _act(actor: Actor, obs: np.ndarray, action_size: int) -> np.ndarray:
+def _act(actor: Actor, obs: np.ndarray, env: EnvSpec) -> np.ndarray:
     """Ask the actor about ten observations; name it when it returns nonsense."""
     action = actor(torch.from_numpy(obs)).numpy()
     name = type(getattr(actor, "__self__", actor)).__name__
-    if action.shape != (BLOCK, action_size):
-        raise UserError(f"{name} returned actions of shape {action.shape}, expected {(BLOCK, action_size)}.")
+    if action.shape != (BLOCK, env.action_size):
+        raise UserError(f"{name} returned actions of shape {action.shape}, expected {(BLOCK, env.action_size)}.")
     largest = np.abs(action).max()
     if not largest <= 1 + 1e-6:  # also true for NaN
+        if not np.isfinite(obs).all():
+            raise UserError(f"{env.env_id} returned an observation that isn't finite: {obs[~np.isfinite(obs).all(1)]}.")
         raise UserError(f"{name} returned an action with entries of size {largest}, expected them in [-1, 1].")
     return action
 

@@ -360,7 +360,10 @@ class Run:
             stream, indices = (self.args.seed, DEPLOY, cycle), range(num_episodes)
             with self._episode_bar(num_episodes, f"cycle {cycle}, deploying") as on_episodes:
                 began = time.perf_counter()
-                episodes = self.workers.collect(self.env.env_id, policy, sigma, stream, indices, on_episodes)
+                try:
+                    episodes = self.workers.collect(self.env.env_id, policy, sigma, stream, indices, on_episodes)
+                except UserError as error:
+                    raise UserError(f"{error} The last good state is {self.dir / 'checkpoint.pt'}.") from error
         self.deploy_sps = sum(len(episode.reward) for episode in episodes) / (time.perf_counter() - began)
         self._unsaved.append((cycle, episodes))
         if self.kept(cycle):

@@ -15,7 +15,7 @@ import pytest
 import torch
 from small import ROWS, SMALL, differences, result, run_row, script
 
-from common import UserError, files, rollouts, run
+from common import UserError, envs, files, rollouts, run
 
 TASK = "cartpole-balance"
 KILLS = 20
@@ -186,6 +186,23 @@ def test_a_loss_that_stops_being_finite_is_named_and_never_saved(tmp_path, demo_
     state = files.load_torch(tmp_path / "run" / "checkpoint.pt", "checkpoint")
     assert all(value.isfinite().all() for value in state["state"]["policy"].values())
     assert (state["phase"], state["step"]) == ("cycle 1", 15)
+
+
+def test_an_observation_that_is_not_finite_is_named_and_stops_the_run(tmp_path, demo_dir, monkeypatch):
+    honest = envs.Env.step
+
+    def broken(env, action, obs):
+        answer = honest(env, action, obs)
+        if (broken.run / "cycle_0000" / "snapshot.pt").exists():  # the clone was scored
+            obs[0] = np.nan
+        return answer
+
+    broken.run = tmp_path / "run"
+    monkeypatch.setattr(envs.Env, "step", broken)
+    sentence = r"(?s)cartpole-balance returned an observation that isn't finite: .*nan.*checkpoint\.pt"
+    with pytest.raises(UserError, match=sentence):
+        run_row("bc", tmp_path / "run", demo_dir, env_id=TASK)
+    assert files.load_torch(tmp_path / "run" / "checkpoint.pt", "checkpoint")["phase"] == "cycle 1"
 
 
 def test_a_lost_worker_changes_nothing(tmp_path, capfd):
