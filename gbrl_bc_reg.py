@@ -431,7 +431,7 @@ def main(args: Args) -> Path:
         agent = Agent(args, env, device)
         sampler = torch.Generator(device).manual_seed(run.stream_seed(args.seed, run.SAMPLING))
         keeper.track(**vars(agent), sampler=sampler)
-        compute = run.compiled(gradients, device) if args.compile else gradients
+        compute = keeper.compiled(gradients, device) if args.compile else gradients
         sizes = (env.obs_size, env.action_size, args.n_step, args.gamma, device)
         max_episodes = num_episodes + args.demos_in_replay * args.demo_episodes
         replay = Replay(max_episodes * env.episode_length, max_episodes, *sizes)

@@ -210,7 +210,8 @@ def write_csv(path: Path, lines: list[dict[str, Any]]) -> None:
     files.write_atomically(path, text.getvalue().encode())
 
 
-def _pyplot() -> Any:
+def load_pyplot() -> Any:
+    """matplotlib's pyplot without a screen, in the look of the project's figures."""
     import matplotlib  # here, because it is slow to import and mistakes should be told at once
 
     matplotlib.use("Agg")
@@ -239,7 +240,7 @@ def draw_curves(path: Path, panels: dict[int, dict[str, list[Run]]]) -> None:
     More than 100 points are drawn as their mean of the last 10, because lines would hide each other; the CSV file has
     them as they are.
     """
-    pyplot = _pyplot()
+    pyplot = load_pyplot()
     from matplotlib.ticker import EngFormatter
 
     x_name, curves = average_curves(panels)
@@ -288,7 +289,7 @@ def draw_curves(path: Path, panels: dict[int, dict[str, list[Run]]]) -> None:
 
 def draw_summary(path: Path, lines: list[dict[str, Any]]) -> None:
     """Draw each measure with its interval, one line of panels for each number of cycles."""
-    pyplot = _pyplot()
+    pyplot = load_pyplot()
     rows = sorted({line["row"] for line in lines}, key=_place)
     all_cycles = sorted({line["num_cycles"] for line in lines})
     measures = [name for name in (FINAL, DIP, IMPROVEMENT) if any(line["measure"] == name for line in lines)]
@@ -320,7 +321,7 @@ def draw_alpha(path: Path) -> None:
     """Draw alpha against learner steps, as Figure 2 does."""
     import gbrl_bc_reg  # here, because only this figure needs it
 
-    pyplot = _pyplot()
+    pyplot = load_pyplot()
     figure, axes = pyplot.subplots(figsize=(3.2, 2.2), layout="constrained")
     progress = torch.linspace(0, 1, 201)
     for rate, colour in zip((1.0, 2.0, 5.0), COLOURS[1:], strict=False):

@@ -610,6 +610,24 @@ class Run:
                 teacher, self.env, args.demo_episodes, args.demo_sigma, folder, self.workers, on_episodes
             )
 
+    def compiled(self, function: Callable, device: torch.device) -> Callable:
+        """`compiled` for this run: the first call's time is told and booked, and compiling a second time is an error."""
+        torch._dynamo.reset()
+        torch._dynamo.config.error_on_recompile = True
+        update, first = compiled(function, device), True
+
+        def timed_update(*args: Any) -> Any:
+            nonlocal first
+            if not first:
+                return update(*args)
+            first, began = False, time.monotonic()
+            with self.timed("compiling"):
+                result = update(*args)
+            self.say(f"compiling the update took {time.monotonic() - began:.0f} s")
+            return result
+
+        return timed_update
+
     def _command(self) -> str:
         return " ".join(["python", self._script.name, *sys.argv[1:]])
 
