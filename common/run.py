@@ -611,7 +611,7 @@ class Run:
             )
 
     def compiled(self, function: Callable, device: torch.device) -> Callable:
-        """`compiled` for this run: the first call's time is told and booked, and compiling a second time is an error."""
+        """`compiled` for this run: the first call's time is told and booked, and compiling anew is an error."""
         torch._dynamo.reset()
         torch._dynamo.config.error_on_recompile = True
         update, first = compiled(function, device), True
