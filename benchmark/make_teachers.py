@@ -33,6 +33,7 @@ sys.path.insert(0, str(ROOT))  # so that it runs from any folder
 from common import UserError, evaluate, files, report, teachers  # noqa: E402
 
 RESULTS = ROOT / "benchmark" / "results" / "teachers"
+SCORE_EPISODES = 100  # of the one score that is reported of a teacher [ours]
 MARKS = (100_000, 250_000, 500_000, 1_000_000, 2_000_000)  # environment steps at which curves are compared [ours]
 
 
@@ -155,9 +156,9 @@ def shipped() -> list[Path]:
 
 
 def scored(path: Path) -> dict[str, Any]:
-    """A shipped snapshot's entry in the manifest, with its score on 100 noise-free episodes that no run ever sees."""
+    """A shipped snapshot's entry in the manifest, with its score on noise-free episodes that no run ever sees."""
     snapshot = teachers.load_snapshot(path, torch.device("cpu"))
-    score = report.summarise(evaluate.score(snapshot, 100, seed=0, num_workers=2))
+    score = report.summarise(evaluate.score(snapshot, SCORE_EPISODES, seed=0, num_workers=2))
     print(f"{path.name}: {score['mean']:.1f}, 95 % interval {score['ci95'][0]:.1f} to {score['ci95'][1]:.1f}")
     facts = {name: snapshot.metadata[name] for name in ("actor_step", "learner_step", "cycle", "command", "versions")}
     return {"return": score, **facts, "file_sha256": snapshot.sha256}

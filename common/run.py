@@ -563,6 +563,8 @@ class Run:
 
             wandb.run.summary.update({"report": content})
             wandb.log({"learning_curve": wandb.Image(str(picture))})
+        longest = sorted(self.seconds.items(), key=lambda item: -item[1])
+        self.say("seconds  " + ", ".join(f"{name} {seconds:.0f}" for name, seconds in longest if seconds >= 1))
         self.say(f"report   {self.dir / 'report.json'}\npicture  {picture}\npolicies {self.dir}/cycle_*/snapshot.pt")
         return self.dir
 

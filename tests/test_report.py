@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import plot
 import pytest
 
-from benchmark import plot
 from common import UserError, files, report
 from common.rollouts import Episode, pack
 

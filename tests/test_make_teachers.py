@@ -1,0 +1,63 @@
+"""A policy of a training run ships with its score, and its own command makes it again, bit for bit."""
+
+import subprocess
+import sys
+
+import make_teachers
+import numpy as np
+import pytest
+import torch
+
+from common import UserError, files, teachers
+
+SMALL = "--teacher none --env-id pendulum-swingup --actor-steps 3000 --num-cycles 3 --report-episodes 1 --eval-every 20"
+SMALL += " --batch-size 32 --samples-per-insert 4"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A run of three cycles, and its second policy shipped as a mid-tier teacher."""
+    folder = tmp_path_factory.mktemp("teachers")
+    words = ["gbrl_d4pg.py", *SMALL.split(), "--num-workers", "0", "--run-dir", str(folder / "run")]
+    subprocess.run([sys.executable, str(make_teachers.ROOT / words[0]), *words[1:]], check=True, capture_output=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(teachers, "SHIPPED", folder / "teachers")
+        patch.setattr(make_teachers, "RESULTS", folder / "results")
+        patch.setattr(make_teachers, "SCORE_EPISODES", 2)
+        make_teachers.Ship(folder / "run", 2, "mid")()
+        yield folder
+
+
+def test_a_shipped_policy_is_made_again_by_its_command(folder, tmp_path):
+    shipped = folder / "teachers" / "pendulum-swingup-mid.pt"
+    entry = files.load_json(shipped.parent / "manifest.json", "manifest")[shipped.name]
+    assert entry["command"] == f"python gbrl_d4pg.py {SMALL} --num-workers 0"
+    assert (entry["cycle"], entry["actor_step"], entry["return"]["episodes"]) == (2, 2000, 2)
+    with pytest.raises(SystemExit) as end:
+        make_teachers.Train("pendulum-swingup-mid", tmp_path / "again")()
+    assert end.value.code == 0
+    again = files.load_torch(tmp_path / "again" / "cycle_0002" / "snapshot.pt", "snapshot")
+    content = files.load_torch(shipped, "teacher snapshot")
+    for network in ("policy", "critic"):
+        for name, value in content[network].items():
+            assert torch.equal(value, again[network][name])
+    curve = make_teachers.load_curves()["pendulum-swingup"]
+    assert list(curve[0]) == [1000] * 7 + [2000] * 6 + [3000] * 7  # at updates 0, 20, .., 360 and 375
+    manifest = (shipped.parent / "manifest.json").read_bytes()
+    make_teachers.save_manifest({shipped.name: make_teachers.scored(shipped)})
+    assert (shipped.parent / "manifest.json").read_bytes() == manifest
+
+
+def test_unknown_names_are_named(folder, tmp_path):
+    with pytest.raises(UserError, match=r"^walker-run-mid is no shipped teacher; there are pendulum-swingup-mid\.$"):
+        make_teachers.Train("walker-run-mid", tmp_path)()
+    with pytest.raises(UserError, match="expert or mid, not good"):
+        make_teachers.Ship(folder / "run", 2, "good")()
+
+
+def test_curves_are_compared_in_the_bins_of_the_published_ones():
+    published = np.array([[50.0, 75.0, 100.0, 200.0], [1.0, 2.0, 3.0, 4.0], [0.0, 1.0, 2.0, 3.0], [2.0, 3.0, 4.0, 5.0]])
+    curve = (np.array([10, 25, 26, 50, 60, 150, 200]), np.array([9.0, 9.0, 10.0, 20.0, 5.0, 1.0, 2.0]))
+    np.testing.assert_array_equal(make_teachers.binned(curve, published[0]), [15.0, 5.0, np.nan, 1.5])
+    assert make_teachers.compare(curve, published, 50) == "15 / 1 (0 to 2)"
+    assert make_teachers.compare(curve, published, 100) == "–" == make_teachers.compare(curve, published, 99)
