@@ -11,6 +11,8 @@ Everything is timed in turns, and medians over the turns are compared. The polic
 3. A learner with an evaluation every 100 updates in a worker of its own against one without evaluations.
 """
 
+import contextlib
+import io
 import statistics
 import sys
 import tempfile
@@ -120,7 +122,8 @@ def cost_of_evaluation(env_id: str, updates: int, turns: int) -> None:
                 args = gbrl_d4pg.Args(
                     env_id=env_id, teacher="none", run_dir=str(run_dir), num_workers=1, eval_episodes=episodes, **flags
                 )
-                gbrl_d4pg.main(args)
+                with contextlib.redirect_stdout(io.StringIO()):
+                    gbrl_d4pg.main(args)
                 phases = files.load_json(run_dir / "report.json", "report")["seconds"]
                 took.append(phases["learning"] + phases["waiting for evaluations"])
     without, with_evaluations = (statistics.median(values) for values in times.values())
