@@ -48,7 +48,10 @@ def test_a_node_lost_in_the_middle_changes_nothing(cluster):
         cluster.remove_node(cluster.others.pop(), allow_graceful=False)
         for block in pending:
             blocks += block.result()
-        assert sum(node["Alive"] for node in ray.nodes()) == 2
+        deadline = time.monotonic() + 120
+        while sum(node["Alive"] for node in ray.nodes()) == 3:  # the cluster notices the loss after a while
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
         assert equal(blocks, here) and blocks[0].obs.flags.writeable
         with pytest.raises(UserError, match=r"^function returned actions of shape \(10, 5\)"):
             workers.submit(TASK, lambda obs: obs, 0.0, (7,), range(10)).result()
