@@ -73,17 +73,19 @@ class Ship:
     def __call__(self) -> None:
         if self.tier not in ("expert", "mid"):
             raise UserError(f"--tier must be expert or mid, not {self.tier}.")
-        content = files.load_torch(self.run_dir / f"cycle_{self.cycle:04d}" / "snapshot.pt", "snapshot")
+        source = self.run_dir / f"cycle_{self.cycle:04d}" / "snapshot.pt"
+        content, returned = files.load_torch(source, "snapshot"), score(source)
         words = content["metadata"]["command"].split()
         if "--run-dir" in words:  # where it was trained says nothing
             del words[words.index("--run-dir") : words.index("--run-dir") + 2]
         path = teachers.SHIPPED / f"{content['env_id']}-{self.tier}.pt"
         metadata = content["metadata"] | {"tier": self.tier, "command": " ".join(words)}
+        metadata |= {"score": returned["mean"], "score_episodes": returned["episodes"]}
         files.save_torch(path, content | {"metadata": metadata})
         rows = [row for row in report.read_metrics(self.run_dir / "metrics.csv") if "eval/episodic_return" in row]
         lines = [{"env_steps": int(row["actor_step"]), "return": row["eval/episodic_return"]} for row in rows]
         write_csv(RESULTS / f"{content['env_id']}.csv", lines)
-        save_manifest(load_manifest() | {path.name: scored(path)})
+        save_manifest(load_manifest() | {path.name: entry(path, returned)})
 
 
 @dataclass
@@ -91,13 +93,13 @@ class Report:
     """Score all shipped teachers again, write the manifest anew, draw the curves and print both as tables."""
 
     def __call__(self) -> None:
-        manifest = {path.name: scored(path) for path in tqdm(shipped(), "scoring", disable=None, leave=False)}
+        paths = tqdm(shipped(), "scoring", disable=None, leave=False)
+        manifest = {path.name: entry(path, score(path)) for path in paths}
         save_manifest(manifest)
         print("| teacher | return | 95 % interval | environment steps |\n|---|---|---|---|")
-        for name, entry in manifest.items():
-            low, high = entry["return"]["ci95"]
-            steps, mean = entry["actor_steps"], entry["return"]["mean"]
-            print(f"| {Path(name).stem} | {mean:.1f} | {low:.1f} to {high:.1f} | {steps:,} |")
+        for name, content in manifest.items():
+            (low, high), mean = content["return"]["ci95"], content["return"]["mean"]
+            print(f"| {Path(name).stem} | {mean:.1f} | {low:.1f} to {high:.1f} | {content['actor_step']:,} |")
         curves, published = load_curves(), load_published()
         draw(RESULTS / "curves.png", curves, published)
         marks = " | ".join(f"{mark / 1e6:g}M" for mark in MARKS)
@@ -155,13 +157,19 @@ def shipped() -> list[Path]:
     return sorted(teachers.SHIPPED.glob("*.pt"))
 
 
-def scored(path: Path) -> dict[str, Any]:
-    """A shipped snapshot's entry in the manifest, with its score on noise-free episodes that no run ever sees."""
+def score(path: Path) -> dict[str, Any]:
+    """Mean, interval and spread of a snapshot's return on noise-free episodes that no run ever sees."""
     snapshot = teachers.load_snapshot(path, torch.device("cpu"))
-    score = report.summarise(evaluate.score(snapshot, SCORE_EPISODES, seed=0, num_workers=2))
-    print(f"{path.name}: {score['mean']:.1f}, 95 % interval {score['ci95'][0]:.1f} to {score['ci95'][1]:.1f}")
+    returned = report.summarise(evaluate.score(snapshot, SCORE_EPISODES, seed=0, num_workers=2))
+    print(f"{path}: {returned['mean']:.1f}, 95 % interval {returned['ci95'][0]:.1f} to {returned['ci95'][1]:.1f}")
+    return returned
+
+
+def entry(path: Path, returned: dict[str, Any]) -> dict[str, Any]:
+    """What the manifest says of a shipped snapshot."""
+    snapshot = teachers.load_snapshot(path, torch.device("cpu"))
     facts = {name: snapshot.metadata[name] for name in ("actor_step", "learner_step", "cycle", "command", "versions")}
-    return {"return": score, **facts, "file_sha256": snapshot.sha256}
+    return {"return": returned, **facts, "file_sha256": snapshot.sha256}
 
 
 def load_manifest() -> dict[str, Any]:

@@ -38,13 +38,14 @@ def test_a_shipped_policy_is_made_again_by_its_command(folder, tmp_path):
     assert end.value.code == 0
     again = files.load_torch(tmp_path / "again" / "cycle_0002" / "snapshot.pt", "snapshot")
     content = files.load_torch(shipped, "teacher snapshot")
+    assert content["metadata"]["score"] == entry["return"]["mean"]
     for network in ("policy", "critic"):
         for name, value in content[network].items():
             assert torch.equal(value, again[network][name])
     curve = make_teachers.load_curves()["pendulum-swingup"]
     assert list(curve[0]) == [1000] * 7 + [2000] * 6 + [3000] * 7  # at updates 0, 20, .., 360 and 375
     manifest = (shipped.parent / "manifest.json").read_bytes()
-    make_teachers.save_manifest({shipped.name: make_teachers.scored(shipped)})
+    make_teachers.save_manifest({shipped.name: make_teachers.entry(shipped, make_teachers.score(shipped))})
     assert (shipped.parent / "manifest.json").read_bytes() == manifest
 
 
