@@ -3,6 +3,7 @@
 import difflib
 import functools
 import importlib.metadata
+import logging
 import math
 import os
 from types import ModuleType
@@ -35,6 +36,8 @@ def _suite() -> ModuleType:
         )
     from dm_control import suite
 
+    # The suite's own cheetah.xml makes MuJoCo warn at every load; its user can do nothing about it.
+    logging.getLogger("absl").addFilter(lambda record: "settotalmass" not in record.getMessage())
     return suite
 
 
