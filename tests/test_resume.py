@@ -15,7 +15,7 @@ import pytest
 import torch
 from small import ROWS, SMALL, differences, result, run_row, script
 
-from common import UserError, envs, files, rollouts, run
+from common import UserError, envs, evaluate, files, rollouts, run, teachers
 
 TASK = "cartpole-balance"
 KILLS = 20
@@ -107,6 +107,7 @@ def test_two_processes_never_share_a_folder(alone, tmp_path, demo_dir):
 
 
 DAMAGES = {
+    "missing": lambda data, rng: None,
     "empty": lambda data, rng: b"",
     "flipped": lambda data, rng: flip(data, rng.randrange(len(data) * 8)),
     **{f"cut {i}": lambda data, rng: data[: rng.randrange(1, len(data) - 1)] for i in range(10)},
@@ -117,23 +118,55 @@ def flip(data, bit):
     return data[: bit // 8] + bytes([data[bit // 8] ^ 1 << bit % 8]) + data[bit // 8 + 1 :]
 
 
+def damaged(path, rng):
+    """Damage a file in each way in turn; yields the kind of damage."""
+    good = path.read_bytes()
+    for kind, damage in DAMAGES.items():
+        if (data := damage(good, rng)) is None:
+            path.unlink()
+        else:
+            path.write_bytes(data)
+        yield kind
+    path.write_bytes(good)
+
+
 @pytest.mark.parametrize("name", ("checkpoint.pt", "cycle_0001/batch.npz", "args.json", "metrics.csv"))
 def test_a_damaged_file_is_named_or_the_good_one_before_is_used(name, alone, tmp_path, demo_dir, capfd):
-    folder, rng = copy_of(alone, tmp_path), random.Random(0)
-    good, args = (folder / name).read_bytes(), args_of("ta:1", folder, demo_dir)
+    folder = copy_of(alone, tmp_path)
+    args = args_of("ta:1", folder, demo_dir)
     resolved = args.resolved(script("gbrl_teacher_action").envs.spec(TASK))
-    for damage in DAMAGES.values():
-        (folder / name).write_bytes(damage(good, rng))
+    for kind in damaged(folder / name, random.Random(0)):
         if name == "checkpoint.pt":  # the one before is used, and said
             keys = script("gbrl_teacher_action").METRICS + args.own_metrics
             path = script("gbrl_teacher_action").__file__
             with run.Run(args, resolved, script("gbrl_d4pg").envs.spec(TASK), keys, path) as keeper:
                 assert keeper._saved["phase"] == "cycle 2"
-            assert "checkpoint_previous.pt" in capfd.readouterr().err
+            assert ("checkpoint_previous.pt" in capfd.readouterr().err) == (kind != "missing")
             (folder / "metrics.csv").write_bytes((alone / "metrics.csv").read_bytes())
             continue
-        with pytest.raises(UserError, match=str(folder / name)):
+        with pytest.raises(UserError, match=str(folder if kind == "missing" else folder / name)):
             script("gbrl_teacher_action").main(args)
+
+
+def test_a_damaged_policy_is_named_whoever_reads_it(alone, tmp_path):
+    folder = copy_of(alone, tmp_path)
+    path = folder / "cycle_0002" / "snapshot.pt"
+    for _ in damaged(path, random.Random(1)):
+        with pytest.raises(UserError, match=str(path)):
+            teachers.load(str(path), envs.spec(TASK), "action_gradients", torch.device("cpu"))
+        with pytest.raises(UserError, match=str(path)):
+            evaluate.main(evaluate.Args(path))
+
+
+def test_damaged_demonstrations_are_said_and_made_again_bit_for_bit(tmp_path, capfd):
+    env, workers = envs.spec(TASK), rollouts.Workers(0)
+    teacher = teachers.load("expert", env, "demonstrations", torch.device("cpu"))
+    good = teachers.demonstrations(teacher, env, 1, 0.0, tmp_path, workers)
+    (path,) = tmp_path.glob("*.npz")
+    for kind in damaged(path, random.Random(2)):
+        again = teachers.demonstrations(teacher, env, 1, 0.0, tmp_path, workers)
+        assert all(np.array_equal(x, y) for a, b in zip(good, again, strict=True) for x, y in zip(a, b, strict=True))
+        assert (str(path) in capfd.readouterr().err) == (kind != "missing")
 
 
 def test_files_of_another_run_are_refused(alone, tmp_path, demo_dir):
