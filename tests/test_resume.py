@@ -106,6 +106,50 @@ def test_two_processes_never_share_a_folder(alone, tmp_path, demo_dir):
         script("gbrl_d4pg").main(dataclasses.replace(saved, run_dir=str(tmp_path / "run"), seed=9))
 
 
+def test_two_runs_of_the_same_second_get_folders_of_their_own(tmp_path, demo_dir, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(run.time, "time", lambda: 1_700_000_000.5)
+    env, module = envs.spec(TASK), script("gbrl_d4pg")
+    args = dataclasses.replace(args_of("bc", "unused", demo_dir), run_dir=None)
+    keepers = [run.Run(args, args.resolved(env), env, module.METRICS, module.__file__) for _ in range(2)]
+    assert [keeper.dir.name for keeper in keepers] == [f"{TASK}__bc__1__170000000{i}" for i in range(2)]
+    for keeper in keepers:
+        with keeper:
+            pass
+
+
+def test_runs_that_need_the_same_demonstrations_at_once_make_them_once(tmp_path):
+    def read(name, seconds):
+        def made(_):
+            (tmp_path / f"{name} made them").touch()
+            time.sleep(seconds)
+
+        teacher = teachers.load("expert", envs.spec(TASK), "demonstrations", torch.device("cpu"))
+        episodes = teachers.demonstrations(
+            teacher, envs.spec(TASK), 2, 0.0, tmp_path / "demos", rollouts.Workers(0), made
+        )
+        np.save(tmp_path / f"{name}.npy", np.concatenate([episode.obs for episode in episodes]))
+
+    def start(name, seconds):
+        child = multiprocessing.get_context("fork").Process(target=read, args=(name, seconds))
+        child.start()
+        return child
+
+    killed = start("killed", 1000)
+    while not (tmp_path / "killed made them").exists():
+        assert killed.is_alive()
+        time.sleep(0.02)
+    children = [start("first", 0), start("second", 0)]
+    time.sleep(0.5)
+    assert not list(tmp_path.glob("*.npy")), "somebody read what is still being made"
+    killed.kill()
+    for child in children:
+        child.join(60)
+        assert child.exitcode == 0
+    assert len(list(tmp_path.glob("* made them"))) == 2, "the killed one, and one of the other two"
+    assert np.array_equal(np.load(tmp_path / "first.npy"), np.load(tmp_path / "second.npy"))
+
+
 DAMAGES = {
     "missing": lambda data, rng: None,
     "empty": lambda data, rng: b"",
