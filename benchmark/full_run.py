@@ -45,15 +45,9 @@ def main(args: Args, more: list[str]) -> None:
     for env_id in args.env_ids:
         folder = args.output / env_id
         if not (folder / "report.json").exists():
-            flags = [
-                "--env-id",
-                env_id,
-                "--scale",
-                str(args.scale),
-                "--demo-dir",
-                str(folder.parent / f"{env_id}_demos"),
-            ]
-            words = [sys.executable, str(args.script), *flags, "--run-dir", str(folder), *more]
+            flags = ["--env-id", env_id, "--scale", str(args.scale), "--run-dir", str(folder)]
+            flags += ["--demo-dir", str(args.output / f"{env_id}_demos")]
+            words = [sys.executable, str(args.script), *flags, *more]
             if subprocess.run(words).returncode != 0:
                 raise UserError(f"{env_id}: the run failed.")
         for phase, seconds in files.load_json(folder / "report.json", "report")["seconds"].items():
