@@ -6,12 +6,13 @@ import torch
 
 from common import envs, evaluate, files, teachers
 
+TASKS = ("cartpole-balance", "cartpole-swingup", "cheetah-run", "finger-spin", "pendulum-swingup", "walker-run")
 MANIFEST = files.load_json(teachers.SHIPPED / "manifest.json", "manifest")
 
 
 def test_the_manifest_names_every_file():
     assert sorted(MANIFEST) == sorted(path.name for path in teachers.SHIPPED.glob("*.pt"))
-    assert {"cartpole-swingup-expert.pt", "cartpole-swingup-mid.pt", "cartpole-balance-expert.pt"} <= set(MANIFEST)
+    assert sorted(MANIFEST) == sorted(f"{task}-{tier}.pt" for task in TASKS for tier in ("expert", "mid"))
     assert sum(path.stat().st_size for path in teachers.SHIPPED.iterdir()) < 20e6
 
 
@@ -25,5 +26,5 @@ def test_a_teacher_is_what_it_says(name):
     assert snapshot.metadata["score"] == entry["return"]["mean"]
     low, high = {"expert": (750, 1000), "mid": (500, 700)}[snapshot.metadata["tier"]]
     assert low <= entry["return"]["mean"] <= high and entry["return"]["episodes"] == 100
-    returns = evaluate.score(snapshot, 3, seed=1, num_workers=0)  # episodes that nobody chose it by
-    assert np.mean(returns) == pytest.approx(entry["return"]["mean"], abs=5 * entry["return"]["std"] + 5)
+    returns = evaluate.score(snapshot, 10, seed=1, num_workers=0)  # episodes that nobody chose it by
+    assert np.mean(returns) == pytest.approx(entry["return"]["mean"], abs=3 * entry["return"]["std"] / 10**0.5 + 5)
