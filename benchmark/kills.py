@@ -8,9 +8,7 @@ is quicker than its killers is compared and started again. Exits with status 1 i
 
 import collections
 import multiprocessing
-import os
 import random
-import signal
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -22,9 +20,7 @@ import tyro
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from small import ROWS, SMALL, differences, result, script  # noqa: E402
-
-from common import UserError, files  # noqa: E402
+from small import ROWS, SMALL, differences, kill_somewhere, phase, result, script  # noqa: E402
 
 
 @dataclass
@@ -39,8 +35,6 @@ class Args:
     """task"""
     num_workers: int = 0
     """worker processes of each run"""
-    longest: float = 4.0
-    """seconds until a kill are uniform between 0.02 and this, or a third of it for every other kill"""
     seed: int | None = None
     """seed of the moments; default: a random one, which is printed"""
 
@@ -55,16 +49,6 @@ def start(row: str, args: Args, folder: Path, checkpoint_every: int) -> multipro
     return child
 
 
-def phase(folder: Path) -> str:
-    """The phase that the run in `folder` was in at its last checkpoint."""
-    for name in ("checkpoint.pt", "checkpoint_previous.pt"):
-        try:
-            return files.load_torch(folder / name, "checkpoint")["phase"]
-        except UserError:
-            continue
-    return "before its first checkpoint"
-
-
 def torment(row: str, args: Args, kills: int, rng: random.Random, folder: Path) -> tuple[collections.Counter, int, int]:
     """Kill runs of one row `kills` times; returns the kills per phase, the runs, and how many of them were equal."""
     alone = start(row, args, folder / "alone", 15)
@@ -76,13 +60,11 @@ def torment(row: str, args: Args, kills: int, rng: random.Random, folder: Path) 
         run_dir = folder / f"killed_{runs}"
         runs += 1
         while True:
-            child = start(row, args, run_dir, 3)
-            longest = args.longest / (1 + 2 * (phases.total() % 2))
-            child.join(rng.uniform(0.02, longest) if phases.total() < kills else None)
-            if child.exitcode is not None:
+            child = start(row, args, run_dir, 2)
+            if phases.total() == kills:
+                child.join()
+            if child.exitcode is not None or not kill_somewhere(child, run_dir, rng):
                 break
-            os.kill(child.pid, signal.SIGKILL)
-            child.join()
             phases[phase(run_dir)] += 1
         if child.exitcode != 0:
             sys.exit(f"{row}: a resumed run failed with status {child.exitcode}")

@@ -3,6 +3,8 @@
 import csv
 import importlib
 import json
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -66,3 +68,33 @@ def result(run_dir):
 def differences(a, b):
     """The names under which two results differ."""
     return sorted(k for k in a.keys() | b.keys() if a.get(k) != b.get(k))
+
+
+def kill_somewhere(child, run_dir, rng):
+    """SIGKILL a run a few checkpoints after its start and a moment later; returns whether it was still running.
+
+    Counting checkpoints rather than seconds reaches every phase on a machine of any speed.
+    """
+    path, last, left = Path(run_dir) / "checkpoint.pt", None, rng.randrange(3)
+    moment = rng.random() * (0.15 if left > 0 else 1.0)  # seconds; reading what a run goes on from takes most of one
+    while left > 0 and child.exitcode is None:
+        child.join(0.005)
+        written = path.stat().st_mtime_ns if path.exists() else last
+        left, last = left - (last is not None and written != last), written
+    child.join(moment)
+    if child.exitcode is not None:
+        return False
+    os.kill(child.pid, signal.SIGKILL)
+    child.join()
+    return True
+
+
+def phase(run_dir):
+    """The phase that a run was in at its last checkpoint."""
+    common = importlib.import_module("common")
+    for name in ("checkpoint.pt", "checkpoint_previous.pt"):
+        try:
+            return importlib.import_module("common.files").load_torch(Path(run_dir) / name, "checkpoint")["phase"]
+        except common.UserError:
+            continue
+    return "before its first checkpoint"
