@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from common import UserError, files
+
 SCRIPTS = ("gbrl_d4pg", "gbrl_bc_reg", "gbrl_teacher_action", "gbrl_teacher_grad")
 ROWS = {
     "bc": ("gbrl_d4pg", {}),
@@ -57,7 +59,7 @@ def result(run_dir):
         with np.load(path) as arrays:
             content |= {f"{path.parent.name}/{k}": v.tobytes() for k, v in arrays.items() if k != "run"}
     for path in sorted(run_dir.glob("cycle_*/snapshot.pt")):
-        snapshot = importlib.import_module("common.files").load_torch(path, "snapshot")
+        snapshot = files.load_torch(path, "snapshot")
         for network in ("policy", "critic"):
             content |= {f"{path.parent.name}/{network}/{k}": v.numpy().tobytes() for k, v in snapshot[network].items()}
     content["metrics"] = [{k: v for k, v in row.items() if k not in TIMES} for row in metrics(run_dir)]
@@ -91,10 +93,9 @@ def kill_somewhere(child, run_dir, rng):
 
 def phase(run_dir):
     """The phase that a run was in at its last checkpoint."""
-    common = importlib.import_module("common")
     for name in ("checkpoint.pt", "checkpoint_previous.pt"):
         try:
-            return importlib.import_module("common.files").load_torch(Path(run_dir) / name, "checkpoint")["phase"]
-        except common.UserError:
+            return files.load_torch(Path(run_dir) / name, "checkpoint")["phase"]
+        except UserError:
             continue
     return "before its first checkpoint"
