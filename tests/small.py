@@ -77,7 +77,7 @@ def kill_somewhere(child, run_dir, rng):
 
     Counting checkpoints rather than seconds reaches every phase on a machine of any speed.
     """
-    path, last, left = Path(run_dir) / "checkpoint.pt", None, rng.randrange(3)
+    path, last, left = Path(run_dir) / "checkpoint.pt", None, rng.randrange(6)
     moment = rng.random() * (0.15 if left > 0 else 1.0)  # seconds; reading what a run goes on from takes most of one
     while left > 0 and child.exitcode is None:
         child.join(0.005)

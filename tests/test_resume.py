@@ -43,15 +43,14 @@ def test_twenty_kills_and_the_same_end(alone, tmp_path, demo_dir, capfd):
     seed = random.randrange(10**6)
     print(f"kill seed {seed}")
     rng, phases = random.Random(seed), []
-    args = args_of("ta:1", tmp_path / "run", demo_dir, checkpoint_every=2)
+    args = args_of("ta:1", tmp_path / "run", demo_dir, checkpoint_every=1)
     while len(phases) < KILLS:
         child = in_child("ta:1", args)
         if not kill_somewhere(child, tmp_path / "run", rng):
-            assert child.exitcode == 0, "a resumed run failed"
-            break  # it was quicker than its killers
+            pytest.fail(f"ended by itself, status {child.exitcode}, after {len(phases)} kills")
         phases.append(phase(tmp_path / "run"))
     script("gbrl_teacher_action").main(args)
-    assert len(phases) >= 0.6 * KILLS and len(set(phases)) >= 3, phases
+    assert len(phases) == KILLS and len(set(phases)) >= 3, phases
     assert differences(result(tmp_path / "run"), result(alone)) == [], f"kill seed {seed}"
 
 
