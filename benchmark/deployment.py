@@ -5,8 +5,9 @@
 Everything is timed in turns, and medians over the turns are compared. The policies are the shipped experts.
 
 1. One worker against bare dm_control: a block of ten episodes, policy, noise and bookkeeping included, against the same
-   ten episodes by `env.step` with the actions that were taken; and against MuJoCo's physics alone, `mj_step` with the
-   same controls, which says how much of a bare step is dm_control's own Python.
+   ten episodes by `env.step` with the actions that were taken. What the difference is made of: the policy's forward
+   passes, and `env.step` again, the ten episodes in lockstep with a forward pass in between, as in a block. And what
+   a bare step is made of: MuJoCo's physics alone, `mj_step` with the same controls; the rest is dm_control's Python.
 2. Two workers against one, on `--episodes` episodes.
 3. A learner with an evaluation every 100 updates in a worker of its own against one without evaluations.
 """
@@ -59,6 +60,26 @@ def replay_actions(env: envs.Env, episodes: list[Episode]) -> None:
             env.dm_env.step(action)
 
 
+def replay_in_lockstep(ten: list[envs.Env], episodes: list[Episode], actor: rollouts.Actor) -> tuple[float, float]:
+    """Seconds in the policy and in bare `env.step`, the episodes stepped in lockstep as in a block."""
+    for i, env in enumerate(ten):
+        env.dm_env.task.random.seed(rollouts.episode_seeds((0,), i)[0])
+        env.dm_env.reset()
+    obs = torch.from_numpy(np.stack([episode.obs for episode in episodes], axis=1))  # (T + 1, 10, obs_size)
+    actions = np.stack([episode.action for episode in episodes], axis=1)
+    in_policy = in_env = 0.0
+    with torch.inference_mode():
+        for row, action in zip(obs, actions, strict=False):  # the last observation has no action
+            began = time.perf_counter()
+            actor(row)
+            asked = time.perf_counter()
+            for env, one in zip(ten, action, strict=True):
+                env.dm_env.step(one)
+            in_policy += asked - began
+            in_env += time.perf_counter() - asked
+    return in_policy, in_env
+
+
 def replay_physics(env: envs.Env, episodes: list[Episode]) -> None:
     """Step MuJoCo's model through the episodes with their actions as controls, and do nothing else."""
     model, data = env.dm_env.physics.model.ptr, env.dm_env.physics.data.ptr
@@ -72,9 +93,9 @@ def replay_physics(env: envs.Env, episodes: list[Episode]) -> None:
 
 
 def cost_of_a_step(env_id: str, turns: int) -> None:
-    """Print microseconds of a step: in a block, by bare `env.step`, and of physics alone."""
+    """Print microseconds of a step: in a block and its parts, by bare `env.step`, and of physics alone."""
     teacher = teachers.load("expert", envs.spec(env_id), "actions", torch.device("cpu"))
-    env, times = envs.Env(env_id), ([], [], [])
+    env, ten, times = envs.Env(env_id), [envs.Env(env_id) for _ in range(10)], ([], [], [], [], [])
     low, high = env.dm_env.action_spec().minimum, env.dm_env.action_spec().maximum
     if (low != -1).any() or (high != 1).any():
         raise SystemExit(f"{env_id}: its actions aren't in [-1, 1], so the stored ones can't be replayed as they are")
@@ -86,11 +107,13 @@ def cost_of_a_step(env_id: str, turns: int) -> None:
         began.append(time.perf_counter())
         replay_physics(env, episodes)
         began.append(time.perf_counter())
-        for values, took in zip(times, np.diff(began), strict=True):
+        parts = replay_in_lockstep(ten, episodes, teacher.action)
+        for values, took in zip(times, [*np.diff(began), *parts], strict=True):
             values.append(took)
         steps = sum(len(episode.reward) for episode in episodes)
-    block, bare, physics = (1e6 * statistics.median(values) / steps for values in times)
-    print(f"{env_id:18}{block:10.0f}{bare:10.0f}{physics:10.0f}{block / bare:10.2f}")
+    block, bare, physics, policy, lockstep = (1e6 * statistics.median(values) / steps for values in times)
+    columns = f"{block:10.0f}{policy:10.0f}{lockstep:10.0f}{bare:10.0f}{physics:10.0f}{block / bare:10.2f}"
+    print(f"{env_id:18}{columns}", flush=True)
 
 
 def scaling(env_id: str, episodes: int, turns: int) -> None:
@@ -136,7 +159,8 @@ def cost_of_evaluation(env_id: str, updates: int, turns: int) -> None:
 def main(args: Args) -> None:
     """Print all three."""
     torch.set_num_threads(1)
-    print(f"microseconds a step\n{'':18}{'block':>10}{'env.step':>10}{'mj_step':>10}{'ratio':>10}")
+    names = ("block", "policy", "lockstep", "env.step", "mj_step", "ratio")
+    print("microseconds a step", "".ljust(18) + "".join(name.rjust(10) for name in names), sep="\n")
     for env_id in args.env_ids:
         cost_of_a_step(env_id, args.turns)
     scaling(args.env_ids[0], args.episodes, args.turns)
