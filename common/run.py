@@ -15,6 +15,7 @@ import itertools
 import json
 import os
 import platform
+import shlex
 import shutil
 import signal
 import subprocess
@@ -125,13 +126,20 @@ def check_numbers(args: Any) -> None:
 
 
 def configure_torch(args: Any) -> torch.device:
-    """Set threads and determinism as the flags say; returns the learner's device."""
+    """Set threads and determinism as the flags say; returns the learner's device.
+
+    Raises:
+        UserError: `--compile` without a C++ compiler.
+    """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS isn't deterministic
     torch.set_num_threads(args.torch_threads)
     torch.set_flush_denormal(True)  # denormal numbers are slow and change nothing
     torch.use_deterministic_algorithms(args.torch_deterministic)
     torch.utils.deterministic.fill_uninitialized_memory = False  # all memory is written before it is read
-    return torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
+    device = torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
+    if args.compile and device.type == "cpu" and shutil.which(os.environ.get("CXX", "g++")) is None:
+        raise UserError("--compile needs a C++ compiler: install g++, or leave the flag out.")
+    return device
 
 
 def stream_seed(seed: int, stream: int) -> int:
@@ -155,7 +163,7 @@ class Run:
         """
         if args.capture_video:
             _check_renderer()
-        self.args, self.env, self._keys, self._script = resolved, env, keys, Path(script)
+        self.args, self._given, self.env, self._keys, self._script = resolved, args, env, keys, Path(script)
         self.workers = rollouts.Workers(resolved.num_workers, ray_address=resolved.ray_address)
         self.clock = {"cycle": 0, "actor_step": 0, "learner_step": 0, "pretrain_step": None}
         self.seconds: dict[str, float] = {}
@@ -342,8 +350,10 @@ class Run:
 
     def _check_finite(self) -> None:
         if self._bad_step is not None and (step := int(self._bad_step)) >= 0:
+            asked = self.args.NEEDS == "action_gradients" and self._phase.startswith("cycle")
+            blame = f", or an action_gradient of teacher {self.args.teacher}," if asked else ""
             raise UserError(
-                f"a loss or gradient of {self._phase} stopped being finite at its step {step}; "
+                f"a loss or gradient of {self._phase}{blame} stopped being finite at its step {step}; "
                 f"the last good state is {self.dir / 'checkpoint.pt'}."
             )
 
@@ -411,9 +421,9 @@ class Run:
         with self.timed("waiting for evaluations"):
             while sum(pending is not None for _, pending in self._rows) > 2 * self.workers.num_workers:
                 self._flush_one()
-        number = -(-self.clock["learner_step"] // self.args.eval_every)
-        stream = (self.args.seed, EVALUATE, number)
-        return self.workers.submit(self.env.env_id, policy, 0.0, stream, range(self.args.eval_episodes))
+            number = -(-self.clock["learner_step"] // self.args.eval_every)
+            stream = (self.args.seed, EVALUATE, number)
+            return self.workers.submit(self.env.env_id, policy, 0.0, stream, range(self.args.eval_episodes))
 
     def score(self, path: Path, actor: Actor) -> list[float]:
         """Noise-free returns, kept in `path`, of episodes with the same start seeds for every cycle and method."""
@@ -608,9 +618,12 @@ class Run:
             self._episode_bar(args.demo_episodes, "demonstrations") as on_episodes,
         ):
             folder = Path(args.demo_dir)
-            return teachers.demonstrations(
+            episodes = teachers.demonstrations(
                 teacher, self.env, args.demo_episodes, args.demo_sigma, folder, self.workers, on_episodes
             )
+        if args.NEEDS == "action_gradients" and isinstance(teacher, teachers.UserTeacher):
+            teacher.check_gradient(episodes[0].obs[:-1], episodes[0].action)
+        return episodes
 
     def compiled(self, function: Callable, device: torch.device) -> Callable:
         """`compiled` for this run: the first call's time is told and booked, and compiling anew is an error."""
@@ -623,15 +636,28 @@ class Run:
             if not first:
                 return update(*args)
             first, began = False, time.monotonic()
-            with self.timed("compiling"):
-                result = update(*args)
+            try:
+                with self.timed("compiling"):
+                    result = update(*args)
+            except torch._dynamo.exc.TorchDynamoException as error:  # such as a teacher that reads a value
+                reason = str(error).strip().partition("\n")[0]
+                raise UserError(f"--compile: the update can't be compiled as one graph ({reason}).") from error
             self.say(f"compiling the update took {time.monotonic() - began:.0f} s")
             return result
 
         return timed_update
 
     def _command(self) -> str:
-        return " ".join(["python", self._script.name, *sys.argv[1:]])
+        """What starts this run again from nothing: its flags that aren't the default, its folder left out."""
+        words = ["python", self._script.name]
+        for field in dataclasses.fields(self._given):
+            value, flag = getattr(self._given, field.name), field.name.replace("_", "-")
+            if value == field.default or field.name in ("run_dir", "resume"):
+                continue
+            words += (
+                [f"--{flag}" if value else f"--no-{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
+            )
+        return shlex.join(words)
 
 
 def _check_renderer() -> None:
@@ -655,13 +681,7 @@ def _versions() -> dict[str, Any]:
 
 
 def compiled(function: Callable, device: torch.device) -> Callable:
-    """`torch.compile` a whole update: no graph break, autograd inside, CUDA graphs on a GPU.
-
-    Raises:
-        UserError: there is no C++ compiler.
-    """
-    if device.type == "cpu" and shutil.which(os.environ.get("CXX", "g++")) is None:
-        raise UserError("--compile needs a C++ compiler: install g++, or leave the flag out.")
+    """`torch.compile` a whole update: no graph break, autograd inside, CUDA graphs on a GPU."""
     torch._dynamo.config.trace_autograd_ops = True
     return torch.compile(
         function, fullgraph=True, dynamic=False, mode="reduce-overhead" if device.type == "cuda" else None

@@ -6,6 +6,7 @@ atoms). This module owns its forward pass, so that a fork with other networks st
 
 import fcntl
 import hashlib
+import importlib.metadata
 import importlib.util
 import sys
 from collections.abc import Callable
@@ -138,14 +139,14 @@ class UserTeacher:
         Raises:
             UserError: the file or class is missing, or building it raised.
         """
-        self._key, self._name, self._env = (path, class_name, env, device), f"{path}:{class_name}", env
+        self._key, self.name, self._env = (path, class_name, env, device), f"{path}:{class_name}", env
         source = Path(path)
         if not source.is_file():
-            raise UserError(f"--teacher {self._name}: there is no file {path}.")
+            raise UserError(f"--teacher {self.name}: there is no file {path}.")
         self.sha256 = hashlib.sha256(source.read_bytes() + class_name.encode()).hexdigest()
         module = self._guard("importing it", lambda: _import_file(source))
         if not hasattr(module, class_name):
-            raise UserError(f"--teacher {self._name}: {path} defines no {class_name}.")
+            raise UserError(f"--teacher {self.name}: {path} defines no {class_name}.")
         self._teacher = self._guard("building it", lambda: getattr(module, class_name)(env.env_id, device))
         self.gives_gradients = hasattr(self._teacher, "action_gradient")
 
@@ -156,13 +157,13 @@ class UserTeacher:
         try:
             return function()
         except Exception as error:  # it is foreign code: whatever it raises is reported under its name
-            raise UserError(f"teacher {self._name}: {doing} raised {error!r}.") from error
+            raise UserError(f"teacher {self.name}: {doing} raised {error!r}.") from error
 
     def _checked(self, value: Any, batch_size: int, what: str) -> torch.Tensor:
         expected = (batch_size, self._env.action_size)
         if not isinstance(value, torch.Tensor) or tuple(value.shape) != expected or value.dtype != torch.float32:
             got = f"{value.dtype} {tuple(value.shape)}" if isinstance(value, torch.Tensor) else repr(value)
-            raise UserError(f"teacher {self._name}: {what} returned {got}, expected torch.float32 {expected}.")
+            raise UserError(f"teacher {self.name}: {what} returned {got}, expected torch.float32 {expected}.")
         return value
 
     def action(self, obs: torch.Tensor) -> torch.Tensor:
@@ -170,12 +171,23 @@ class UserTeacher:
         action = self._checked(self._guard("action", lambda: self._teacher.action(obs)), len(obs), "action")
         largest = action.abs().max().item()
         if not largest <= 1 + 1e-6:  # also true for NaN
-            raise UserError(f"teacher {self._name}: action returned entries of size {largest}, expected [-1, 1].")
+            raise UserError(f"teacher {self.name}: action returned entries of size {largest}, expected [-1, 1].")
         return action
 
     def action_gradient(self, obs: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
         """The class's dQ*/da, (B, action_size). Asked at every update: NaN is left to the run's non-finite check."""
-        return self._checked(self._teacher.action_gradient(obs, action), len(obs), "action_gradient")
+        gradient = self._guard("action_gradient", lambda: self._teacher.action_gradient(obs, action))
+        return self._checked(gradient, len(obs), "action_gradient")
+
+    def check_gradient(self, obs: np.ndarray, action: np.ndarray) -> None:
+        """Raise UserError if its gradient isn't finite at one of (B, obs_size), (B, action_size)."""
+        device = self._key[3]
+        gradient = self.action_gradient(torch.from_numpy(obs).to(device), torch.from_numpy(action).to(device))
+        bad = (~torch.isfinite(gradient)).any(-1).nonzero()
+        if len(bad) > 0:
+            i = int(bad[0])
+            at = f"at observation {obs[i].tolist()} and action {action[i].tolist()}"
+            raise UserError(f"teacher {self.name}: action_gradient returned {gradient[i].tolist()} {at}.")
 
 
 def _import_file(path: Path) -> ModuleType:
@@ -219,12 +231,9 @@ def load(name: str, env: EnvSpec, needs: str, device: torch.device) -> Teacher |
             raise UserError(f"--teacher {name}: it is for observations and actions of sizes {teacher.sizes}.")
     if needs == "action_gradients" and not teacher.gives_gradients:
         raise UserError(f"--teacher {name}: it has no action_gradient, which this script needs.")
-    obs, action = torch.zeros(2, env.obs_size, device=device), torch.zeros(2, env.action_size, device=device)
-    teacher.action(obs)
-    if needs == "action_gradients":
-        gradient = teacher.action_gradient(obs, action)
-        if not torch.isfinite(gradient).all():
-            raise UserError(f"--teacher {name}: action_gradient returned {gradient.tolist()} at zeros.")
+    teacher.action(torch.zeros(2, env.obs_size, device=device))
+    if needs == "action_gradients" and isinstance(teacher, UserTeacher):
+        teacher.check_gradient(*(np.zeros((2, size), np.float32) for size in (env.obs_size, env.action_size)))
     return teacher
 
 
@@ -239,9 +248,11 @@ def demonstrations(
 ) -> list[Episode]:
     """Episodes of the teacher, seeded by its hash alone: one data set per teacher, cached as one file in `folder`.
 
-    A cached file that is shorter than asked is extended, one that is damaged or foreign is made again. Runs that need
-    the same file at once wait for the first.
+    A cached file that is shorter than asked is extended; one that is damaged, or of another teacher, task, noise or
+    version of dm_control or MuJoCo, is made again. Runs that need the same file at once wait for the first.
     """
+    versions = [f"{package} {importlib.metadata.version(package)}" for package in ("dm-control", "mujoco")]
+    origin = ", ".join([env.env_id, f"teacher {teacher.sha256}", f"sigma {sigma:g}", *versions])
     key = f"{env.env_id}-{teacher.sha256[:16]}-sigma{sigma:g}"
     path = folder / f"{key}.npz"
     with files.writing(path):
@@ -254,8 +265,8 @@ def demonstrations(
         if path.exists():
             try:
                 arrays = files.load_arrays(path, "demonstrations")
-                if str(arrays.pop("teacher")) != teacher.sha256:
-                    raise UserError(f"demonstrations {path} are another teacher's.")
+                if (found := str(arrays.pop("origin"))) != origin:
+                    raise UserError(f"demonstrations {path} are of {found}, not of {origin}.")
                 episodes = unpack(arrays)[0]
             except (UserError, KeyError) as error:
                 print(f"{error} They are made again.", file=sys.stderr)
@@ -265,5 +276,5 @@ def demonstrations(
             stream = (int(teacher.sha256, 16),)
             missing = range(len(episodes), num_episodes)
             episodes += workers.collect(env.env_id, teacher.action, sigma, stream, missing, on_episodes)
-            files.save_arrays(path, teacher=np.array(teacher.sha256), **pack(episodes, [0] * len(episodes)))
+            files.save_arrays(path, origin=np.array(origin), **pack(episodes, [0] * len(episodes)))
     return episodes[:num_episodes]

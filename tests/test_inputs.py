@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small import SCRIPTS, SMALL, script
+from small import SCRIPTS, SMALL, run_row, script
 
 from common import UserError, envs, files, teachers
 
@@ -130,6 +130,14 @@ class Nan(Good):
     def action(self, obs): return torch.full((len(obs), 1), float("nan"))
 class Far(Good):
     def action(self, obs): return torch.full((len(obs), 1), 2.0)
+class NoSlope(Good):
+    def action_gradient(self, obs, action): raise RuntimeError("flat")
+class WideSlope(Good):
+    def action_gradient(self, obs, action): return torch.zeros(len(obs), 2)
+class NanSlope(Good):
+    def action_gradient(self, obs, action): return action / 0
+class LateNan(Good):
+    def action_gradient(self, obs, action): return 1 / (obs[:, :1].abs() < 1e-6).float() - action
 class Mute:
     def __init__(self, env_id, device): pass
     def action(self, obs): return torch.zeros(len(obs), 1)
@@ -141,6 +149,9 @@ ANSWERS = {
     "Wide": r"Wide: action returned torch.float32 \(2, 2\)",
     "Nan": "Nan: action returned entries of size nan",
     "Far": "Far: action returned entries of size 2",
+    "NoSlope": "NoSlope: action_gradient raised RuntimeError.*flat",
+    "WideSlope": r"WideSlope: action_gradient returned torch.float32 \(2, 2\)",
+    "NanSlope": r"NanSlope: action_gradient returned \[nan\] at observation \[0.0, .* and action \[0.0\]",
     "Broken": "Broken: building it raised TypeError",
     "Missing": "defines no Missing",
     "Mute": "no action_gradient",
@@ -153,6 +164,14 @@ def test_a_bad_teacher_class_is_reported_by_name(name, tmp_path):
     with pytest.raises(UserError, match=ANSWERS[name]):
         spec = envs.spec("cartpole-swingup")
         teachers.load(f"{tmp_path}/mine.py:{name}", spec, "action_gradients", torch.device("cpu"))
+
+
+def test_a_gradient_that_is_not_finite_on_real_states_is_reported_before_learning(tmp_path, demo_dir):
+    (tmp_path / "mine.py").write_text(TEACHER)
+    teacher = f"{tmp_path}/mine.py:LateNan"
+    with pytest.raises(UserError, match=r"LateNan: action_gradient returned \[inf\] at observation \[-?0\.\d"):
+        run_row("tg:1", tmp_path / "run", demo_dir, teacher=teacher)
+    assert not (tmp_path / "run" / "cycle_0000").exists()
 
 
 def test_a_good_teacher_class_pickles_and_answers(tmp_path):
@@ -186,5 +205,12 @@ def test_demonstrations_are_cached_extended_and_made_again(tmp_path):
         path.write_bytes(damage)
         assert (demos(1)[0].obs == two[0].obs).all()
     arrays = files.load_arrays(path, "demonstrations")
-    files.save_arrays(path, **(arrays | {"teacher": "somebody else", "obs": arrays["obs"] + 1}))
-    assert (demos(1)[0].obs == two[0].obs).all()
+    for word, other in (
+        ("expert", "mid"),
+        ("cartpole-balance", "walker-run"),
+        ("sigma 0", "sigma 1"),
+        ("mujoco 3", "mujoco 4"),
+    ):
+        origin = str(arrays["origin"]).replace("teacher ", "teacher expert ").replace(word, other)
+        files.save_arrays(path, **(arrays | {"origin": origin, "obs": arrays["obs"] + 1}))
+        assert (demos(1)[0].obs == two[0].obs).all()
