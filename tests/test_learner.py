@@ -1,18 +1,22 @@
 """The learner's loop never waits for the device between log points, and compiles whole to the same learning."""
 
 import shutil
+from pathlib import Path
 from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 from pieces import CPU, ENV, ROWS, make_agent, make_args, make_batch, make_teacher
+from small import report, run_row
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from common import UserError, run
 from common.replay import Replay
 from common.rollouts import Episode
 from common.run import Run
+
+EXAMPLES = Path(run.__file__).parent.parent / "examples"
 
 
 class Keeper:
@@ -32,6 +36,16 @@ class Keeper:
     evaluate = log
 
 
+def wait(*_, **__):
+    """Stands for a copy from the device, which nothing else shows on a CPU."""
+    raise AssertionError("data-dependent: a copy to the CPU")
+
+
+def staying(tensor, *args, _to=torch.Tensor.to, **flags):
+    """`Tensor.to` that refuses the word "cpu"; a device, as `clip_grad_norm_` gives it, is the tensor's own here."""
+    return wait() if "cpu" in (*args, *flags.values()) else _to(tensor, *args, **flags)
+
+
 def learn_without_values(row, compute=None):
     """Run three learner steps, a target copy among them, on tensors that have shapes but no values."""
     script, args = make_args(row, eval_every=10_000, batch_size=16, target_period=2)
@@ -41,6 +55,7 @@ def learn_without_values(row, compute=None):
     episode = Episode(*(rng.uniform(-1, 1, shape).astype(np.float32) for shape in shapes))
     init = mock.patch.object(torch.nn.init, "trunc_normal_")  # it looks at values, once, when an agent is made
     to = mock.patch.object(torch.nn.Module, "to", lambda module, device: module)  # fake modules can't be moved
+    copies = mock.patch.multiple(torch.Tensor, cpu=wait, to=staying)
     with FakeTensorMode(allow_non_fake_inputs=True), init, to:
         agent = script.Agent(args, ENV, CPU)
         replay = Replay(100, 2, ENV.obs_size, ENV.action_size, args.n_step, args.gamma, CPU)
@@ -48,7 +63,8 @@ def learn_without_values(row, compute=None):
         script.annotate(args, replay, agent.bc_policy, agent.previous_policy, teacher)
         sampler = torch.Generator().manual_seed(0)
         compute = compute or script.gradients
-        script.learn(args, agent, teacher, replay, sampler, Keeper(), compute, 0, 0, 3)
+        with copies:
+            script.learn(args, agent, teacher, replay, sampler, Keeper(), compute, 0, 0, 3)
 
 
 @pytest.mark.parametrize("row", ROWS)
@@ -59,6 +75,8 @@ def test_the_loop_reads_no_value_between_log_points(row):
 SYNCS = {
     "item": lambda loss: loss.item(),
     "numpy": lambda loss: loss.detach().numpy().tolist(),
+    "cpu": lambda loss: loss.cpu(),
+    "to": lambda loss: loss.detach().to("cpu"),
     "branch": lambda loss: 1 if loss > 0 else 0,
     "tolist": lambda loss: loss.tolist(),
 }
@@ -101,7 +119,34 @@ def test_compiled_learning_is_the_same_learning(row):
     assert not torch.equal(eager, torch.zeros_like(eager))
 
 
-def test_a_missing_compiler_is_a_sentence(monkeypatch):
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_a_whole_run_compiles_once_and_books_its_phases(tmp_path, demo_dir, capsys):
+    """Neither alpha nor another cycle nor more data compiles anew: `Run.compiled` makes that an error."""
+    mine = f"{EXAMPLES / 'torch_teacher.py'}:PolicyWithCritic"  # a teacher of one's own is compiled too
+    run_dir = run_row("tg:1", tmp_path / "run", demo_dir, compile=True, num_cycles=3, teacher=mine)
+    assert capsys.readouterr().out.count("compiling the update took") == 1
+    seconds = report(run_dir)["seconds"]
+    phases = {"demonstrations", "cloning", "critic evaluation", "deploying", "annotating", "learning", "compiling"}
+    assert phases | {"waiting for evaluations", "writing"} <= seconds.keys()
+    assert seconds["waiting for evaluations"] > seconds["learning"]  # 61 updates; without workers they are run here
+
+
+TEACHER = """
+class Branches:
+    def __init__(self, env_id, device): pass
+    def action(self, obs): return -obs[:, :1].clamp(-1, 1)
+    def action_gradient(self, obs, action): return action if obs.sum() > 0 else -action
+"""
+
+
+def test_a_teacher_that_cannot_be_compiled_is_a_sentence(tmp_path, demo_dir):
+    (tmp_path / "mine.py").write_text(TEACHER)
+    with pytest.raises(UserError, match="--compile: the update can't be compiled as one graph"):
+        run_row("tg:1", tmp_path / "run", demo_dir, compile=True, teacher=f"{tmp_path}/mine.py:Branches")
+
+
+def test_a_missing_compiler_is_a_sentence_before_any_work(monkeypatch, tmp_path):
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(UserError, match="needs a C"):
-        run.compiled(lambda: None, CPU)
+        run_row("bc", tmp_path / "run", tmp_path, compile=True)
+    assert not (tmp_path / "run").exists()
