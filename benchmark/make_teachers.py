@@ -13,6 +13,7 @@ scores all shipped teachers again, writes the manifest anew and draws their trai
 
 import csv
 import itertools
+import shlex
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -52,7 +53,7 @@ class Train:
             names = ", ".join(path.stem for path in shipped())
             raise UserError(f"{self.name} is no shipped teacher; there are {names}.")
         metadata = teachers.load_snapshot(path, torch.device("cpu")).metadata
-        _, script, *flags = metadata["command"].split()
+        _, script, *flags = shlex.split(metadata["command"])
         # Cycles don't depend on how many follow, so the run may end with the one that was shipped.
         flags += ["--actor-steps", str(metadata["actor_step"]), "--num-cycles", str(metadata["cycle"])]
         words = [sys.executable, str(ROOT / script), *flags, "--run-dir", str(self.run_dir)]
@@ -75,11 +76,8 @@ class Ship:
             raise UserError(f"--tier must be expert or mid, not {self.tier}.")
         source = self.run_dir / f"cycle_{self.cycle:04d}" / "snapshot.pt"
         content, returned = files.load_torch(source, "snapshot"), score(source)
-        words = content["metadata"]["command"].split()
-        if "--run-dir" in words:  # where it was trained says nothing
-            del words[words.index("--run-dir") : words.index("--run-dir") + 2]
         path = teachers.SHIPPED / f"{content['env_id']}-{self.tier}.pt"
-        metadata = content["metadata"] | {"tier": self.tier, "command": " ".join(words)}
+        metadata = content["metadata"] | {"tier": self.tier}
         metadata |= {"score": returned["mean"], "score_episodes": returned["episodes"]}
         files.save_torch(path, content | {"metadata": metadata})
         rows = [row for row in report.read_metrics(self.run_dir / "metrics.csv") if "eval/episodic_return" in row]

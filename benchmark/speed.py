@@ -8,6 +8,7 @@ the product are timed in turns, so that a machine whose speed drifts treats them
 is random.
 """
 
+import copy
 import statistics
 import sys
 import time
@@ -126,7 +127,7 @@ def median_ms(function: Callable[[], object], times: int, device: torch.device) 
 
 def main(args: Args) -> None:
     """Time all rows in turns and print a table."""
-    run_args = gbrl_d4pg.Args(torch_threads=args.torch_threads, cuda=args.cuda)
+    run_args = gbrl_d4pg.Args(torch_threads=args.torch_threads, cuda=args.cuda, compile=args.compile)
     device = run.configure_torch(run_args)
     rng = np.random.default_rng(0)
     num_episodes = args.transitions // 1000
@@ -134,9 +135,11 @@ def main(args: Args) -> None:
     for _ in range(num_episodes):
         shapes = [(1001, 24), (1000, 6), (1000,), (1000,)]
         replay.append([Episode(*(rng.uniform(-1, 1, shape).astype(np.float32) for shape in shapes))])
-    steps = {(row, False): make_step(row, replay, device, False) for row in ROWS}
+    steps = {
+        (row, False): make_step(row, copy.deepcopy(replay), device, False) for row in ROWS
+    }  # each with its own columns
     if args.compile:
-        steps |= {(row, True): make_step(row, replay, device, True) for row in ROWS}
+        steps |= {(row, True): make_step(row, copy.deepcopy(replay), device, True) for row in ROWS}
         for row in ROWS:
             began = time.perf_counter()
             steps[row, True][0]()

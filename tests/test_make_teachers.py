@@ -10,15 +10,15 @@ import torch
 
 from common import UserError, files, teachers
 
-SMALL = "--teacher none --env-id pendulum-swingup --actor-steps 3000 --num-cycles 3 --report-episodes 1 --eval-every 20"
-SMALL += " --batch-size 32 --samples-per-insert 4"
+SMALL = "--env-id pendulum-swingup --teacher none --num-cycles 3 --actor-steps 3000 --samples-per-insert 4.0"
+SMALL += " --batch-size 32 --eval-every 20 --report-episodes 1 --num-workers 0"
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A run of three cycles, and its second policy shipped as a mid-tier teacher."""
     folder = tmp_path_factory.mktemp("teachers")
-    words = ["gbrl_d4pg.py", *SMALL.split(), "--num-workers", "0", "--run-dir", str(folder / "run")]
+    words = ["gbrl_d4pg.py", *SMALL.split(), "--run-dir", str(folder / "run")]
     subprocess.run([sys.executable, str(make_teachers.ROOT / words[0]), *words[1:]], check=True, capture_output=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(teachers, "SHIPPED", folder / "teachers")
@@ -31,7 +31,7 @@ def folder(tmp_path_factory):
 def test_a_shipped_policy_is_made_again_by_its_command(folder, tmp_path):
     shipped = folder / "teachers" / "pendulum-swingup-mid.pt"
     entry = files.load_json(shipped.parent / "manifest.json", "manifest")[shipped.name]
-    assert entry["command"] == f"python gbrl_d4pg.py {SMALL} --num-workers 0"
+    assert entry["command"] == f"python gbrl_d4pg.py {SMALL}"
     assert (entry["cycle"], entry["actor_step"], entry["return"]["episodes"]) == (2, 2000, 2)
     with pytest.raises(SystemExit) as end:
         make_teachers.Train("pendulum-swingup-mid", tmp_path / "again")()
