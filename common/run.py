@@ -648,11 +648,11 @@ class Run:
         return timed_update
 
     def _command(self) -> str:
-        """What starts this run again from nothing: its flags that aren't the default, its folder left out."""
+        """What starts this run again from nothing: its task and the flags that aren't the default, no folder."""
         words = ["python", self._script.name]
         for field in dataclasses.fields(self._given):
             value, flag = getattr(self._given, field.name), field.name.replace("_", "-")
-            if value == field.default or field.name in ("run_dir", "resume"):
+            if field.name in ("run_dir", "resume") or (value == field.default and field.name != "env_id"):
                 continue
             words += (
                 [f"--{flag}" if value else f"--no-{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
