@@ -35,14 +35,7 @@ from common import UserError, evaluate, files, report, teachers  # noqa: E402
 
 RESULTS = ROOT / "benchmark" / "results" / "teachers"
 SCORE_EPISODES = 100  # of the one score that is reported of a teacher [ours]
-MARKS = (
-    100_000,
-    250_000,
-    500_000,
-    1_000_000,
-    2_000_000,
-    3_000_000,
-)  # environment steps at which curves are compared [ours]
+MARKS = (100_000, 250_000, 500_000, 1_000_000, 2_000_000, 3_000_000)  # environment steps of the table of curves [ours]
 
 
 @dataclass

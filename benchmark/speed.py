@@ -135,9 +135,8 @@ def main(args: Args) -> None:
     for _ in range(num_episodes):
         shapes = [(1001, 24), (1000, 6), (1000,), (1000,)]
         replay.append([Episode(*(rng.uniform(-1, 1, shape).astype(np.float32) for shape in shapes))])
-    steps = {
-        (row, False): make_step(row, copy.deepcopy(replay), device, False) for row in ROWS
-    }  # each with its own columns
+    # A copy of the replay each: the columns that a row annotates are its own.
+    steps = {(row, False): make_step(row, copy.deepcopy(replay), device, False) for row in ROWS}
     if args.compile:
         steps |= {(row, True): make_step(row, copy.deepcopy(replay), device, True) for row in ROWS}
         for row in ROWS:

@@ -654,9 +654,10 @@ class Run:
             value, flag = getattr(self._given, field.name), field.name.replace("_", "-")
             if field.name in ("run_dir", "resume") or (value == field.default and field.name != "env_id"):
                 continue
-            words += (
-                [f"--{flag}" if value else f"--no-{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
-            )
+            if isinstance(value, bool):
+                words.append(f"--{flag}" if value else f"--no-{flag}")
+            else:
+                words += [f"--{flag}", str(value)]
         return shlex.join(words)
 
 

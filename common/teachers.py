@@ -139,14 +139,14 @@ class UserTeacher:
         Raises:
             UserError: the file or class is missing, or building it raised.
         """
-        self._key, self.name, self._env = (path, class_name, env, device), f"{path}:{class_name}", env
+        self._key, self._name, self._env = (path, class_name, env, device), f"{path}:{class_name}", env
         source = Path(path)
         if not source.is_file():
-            raise UserError(f"--teacher {self.name}: there is no file {path}.")
+            raise UserError(f"--teacher {self._name}: there is no file {path}.")
         self.sha256 = hashlib.sha256(source.read_bytes() + class_name.encode()).hexdigest()
         module = self._guard("importing it", lambda: _import_file(source))
         if not hasattr(module, class_name):
-            raise UserError(f"--teacher {self.name}: {path} defines no {class_name}.")
+            raise UserError(f"--teacher {self._name}: {path} defines no {class_name}.")
         self._teacher = self._guard("building it", lambda: getattr(module, class_name)(env.env_id, device))
         self.gives_gradients = hasattr(self._teacher, "action_gradient")
 
@@ -157,13 +157,13 @@ class UserTeacher:
         try:
             return function()
         except Exception as error:  # it is foreign code: whatever it raises is reported under its name
-            raise UserError(f"teacher {self.name}: {doing} raised {error!r}.") from error
+            raise UserError(f"teacher {self._name}: {doing} raised {error!r}.") from error
 
     def _checked(self, value: Any, batch_size: int, what: str) -> torch.Tensor:
         expected = (batch_size, self._env.action_size)
         if not isinstance(value, torch.Tensor) or tuple(value.shape) != expected or value.dtype != torch.float32:
             got = f"{value.dtype} {tuple(value.shape)}" if isinstance(value, torch.Tensor) else repr(value)
-            raise UserError(f"teacher {self.name}: {what} returned {got}, expected torch.float32 {expected}.")
+            raise UserError(f"teacher {self._name}: {what} returned {got}, expected torch.float32 {expected}.")
         return value
 
     def action(self, obs: torch.Tensor) -> torch.Tensor:
@@ -171,7 +171,7 @@ class UserTeacher:
         action = self._checked(self._guard("action", lambda: self._teacher.action(obs)), len(obs), "action")
         largest = action.abs().max().item()
         if not largest <= 1 + 1e-6:  # also true for NaN
-            raise UserError(f"teacher {self.name}: action returned entries of size {largest}, expected [-1, 1].")
+            raise UserError(f"teacher {self._name}: action returned entries of size {largest}, expected [-1, 1].")
         return action
 
     def action_gradient(self, obs: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
@@ -187,7 +187,7 @@ class UserTeacher:
         if len(bad) > 0:
             i = int(bad[0])
             at = f"at observation {obs[i].tolist()} and action {action[i].tolist()}"
-            raise UserError(f"teacher {self.name}: action_gradient returned {gradient[i].tolist()} {at}.")
+            raise UserError(f"teacher {self._name}: action_gradient returned {gradient[i].tolist()} {at}.")
 
 
 def _import_file(path: Path) -> ModuleType:

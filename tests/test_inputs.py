@@ -138,6 +138,8 @@ class NanSlope(Good):
     def action_gradient(self, obs, action): return action / 0
 class LateNan(Good):
     def action_gradient(self, obs, action): return 1 / (obs[:, :1].abs() < 1e-6).float() - action
+class BatchNan(Good):  # finite until learning asks about a batch of 32
+    def action_gradient(self, obs, action): return action / (len(obs) != 32)
 class Mute:
     def __init__(self, env_id, device): pass
     def action(self, obs): return torch.zeros(len(obs), 1)
@@ -174,6 +176,13 @@ def test_a_gradient_that_is_not_finite_on_real_states_is_reported_before_learnin
     assert not (tmp_path / "run" / "cycle_0000").exists()
 
 
+def test_a_gradient_that_stops_being_finite_names_the_teacher(tmp_path, demo_dir):
+    (tmp_path / "mine.py").write_text(TEACHER)
+    match = r"cycle 1, or an action_gradient of teacher .*mine\.py:BatchNan, stopped being finite at its step 0"
+    with pytest.raises(UserError, match=match):
+        run_row("tg:1", tmp_path / "run", demo_dir, teacher=f"{tmp_path}/mine.py:BatchNan")
+
+
 def test_a_good_teacher_class_pickles_and_answers(tmp_path):
     import pickle
 
@@ -205,12 +214,11 @@ def test_demonstrations_are_cached_extended_and_made_again(tmp_path):
         path.write_bytes(damage)
         assert (demos(1)[0].obs == two[0].obs).all()
     arrays = files.load_arrays(path, "demonstrations")
-    for word, other in (
-        ("expert", "mid"),
-        ("cartpole-balance", "walker-run"),
-        ("sigma 0", "sigma 1"),
-        ("mujoco 3", "mujoco 4"),
-    ):
-        origin = str(arrays["origin"]).replace("teacher ", "teacher expert ").replace(word, other)
-        files.save_arrays(path, **(arrays | {"origin": origin, "obs": arrays["obs"] + 1}))
-        assert (demos(1)[0].obs == two[0].obs).all()
+    own = str(arrays["origin"])
+    for word in ("cartpole-balance", teacher.sha256, "sigma 0", "dm-control 1", "mujoco 3"):
+        assert word in own
+        foreign = {"origin": own.replace(word, f"{word}9"), "obs": arrays["obs"] + 1}
+        files.save_arrays(path, **(arrays | foreign))
+        assert (demos(1)[0].obs == two[0].obs).all(), word
+    files.save_arrays(path, **(arrays | {"obs": arrays["obs"] + 1}))
+    assert (demos(1)[0].obs == two[0].obs + 1).all()  # its own origin: taken as it is

@@ -139,6 +139,7 @@ class Branches:
 """
 
 
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_a_teacher_that_cannot_be_compiled_is_a_sentence(tmp_path, demo_dir):
     (tmp_path / "mine.py").write_text(TEACHER)
     with pytest.raises(UserError, match="--compile: the update can't be compiled as one graph"):
