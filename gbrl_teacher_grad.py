@@ -43,15 +43,16 @@ class Args:
     @property
     def row(self) -> str:
         """The row of the README's table that these flags run."""
-        return f"tg:{self.decay_rate:g}"
+        name = f"tg:{self.decay_rate:g}"
+        return run.row_name(name, self, (*READINGS, "teacher_dqda_clip", "alpha_form", "alpha_per_cycle"))
 
     @property
     def own_metrics(self) -> tuple[str, ...]:
         """The metric keys that only this row logs."""
         return ("teacher/alpha",)
 
-    def check_own(self) -> None:
-        """Raise UserError if a flag of this script is out of range."""
+    def resolve_own(self) -> None:
+        """Check this script's own flags, and fill in what depends on others. Raises UserError."""
         if not self.decay_rate > 0:
             raise UserError(f"--decay-rate must be positive, not {self.decay_rate}.")
         if not self.teacher_dqda_clip > 0:
@@ -91,8 +92,8 @@ class Args:
     """transitions sampled per transition collected [paper A.2]"""
     demo_episodes: int | None = None
     """demonstrations; default 1,000 x scale, at least 100 [paper 4.2; the minimum is ours]"""
-    demo_sigma: float = 0.0
-    """exploration noise in the demonstrations [ours]"""
+    demo_sigma: float = 0.3
+    """exploration noise in the demonstrations, as wherever an agent acts; 0 for none [paper A.2, Acme]"""
     demo_dir: str = "demos"
     """folder where demonstrations are cached [ours]"""
     demos_in_replay: bool = False
@@ -102,7 +103,7 @@ class Args:
     bc_learning_rate: float = 1e-3
     """Adam's step size in behaviour cloning, falling linearly to 0 [ours, measured]"""
     critic_steps: int | None = None
-    """critic-evaluation steps on the demonstrations, 0 to skip; default 100,000 x scale [ours]"""
+    """critic-evaluation steps on the demonstrations, 0 to skip; default 100,000 x scale, at least 10,000 [ours]"""
     buffer_size: int = 10_000_000
     """most transitions the replay may hold; nothing is evicted [paper A.2]"""
     batch_size: int = 256
@@ -137,6 +138,8 @@ class Args:
     """cycles between kept batches, policies and checkpoints; raise it for thousands of cycles [ours]"""
     checkpoint_every: int = 5_000
     """steps between checkpoints inside a phase [ours]"""
+    pretrained: str | None = None
+    """folder of a run whose clone and critic to start from instead of making the very same again [ours]"""
     run_dir: str | None = None
     """the run's folder: started there, or continued if it holds a run; default runs/... [ours]"""
     resume: str | None = None
@@ -169,12 +172,12 @@ class Args:
             raise UserError(f"{self.num_atoms} atoms from {self.v_min} to {self.v_max}: need 2 or more, v-min < v-max.")
         if self.gamma > 1 or self.eval_episodes > 10:
             raise UserError(f"--gamma {self.gamma} is above 1, or --eval-episodes {self.eval_episodes} above 10.")
-        self.check_own()
         args = copy.copy(self)
+        args.resolve_own()
         args.actor_steps = self.actor_steps or round(2_000_000 * self.scale)
         args.learner_steps = self.learner_steps or int(args.actor_steps * self.samples_per_insert / self.batch_size)
         args.demo_episodes = self.demo_episodes or max(100, round(1_000 * self.scale))
-        args.critic_steps = round(100_000 * self.scale) if self.critic_steps is None else self.critic_steps
+        args.critic_steps = max(10_000, round(100_000 * self.scale)) if self.critic_steps is None else self.critic_steps
         num_episodes = round(args.actor_steps / env.episode_length)
         if not 0 < args.num_cycles <= min(num_episodes, args.learner_steps):
             raise UserError(
@@ -189,7 +192,11 @@ class Args:
 
 METRICS = ("eval/episodic_return", "deploy/episodic_return", "teacher/episodic_return", "losses/bc_loss")
 METRICS += ("losses/critic_loss", "losses/policy_loss", "losses/q_value", "losses/overestimation")
-METRICS += ("charts/SPS", "charts/UPS")
+METRICS += ("teacher/dqda_cosine", "charts/SPS", "charts/UPS")
+READINGS = ("demo_sigma", "sigma", "demos_in_replay", "dqda_clip")  # choices that show in the row's name unless default
+# Flags that have no part in cloning and critic evaluation, so that --pretrained may come from a run with others.
+AFTER_PRETRAINING = ("num_cycles", "scale", "actor_steps", "learner_steps", "samples_per_insert", "demos_in_replay")
+AFTER_PRETRAINING += ("buffer_size", "sigma", "dqda_clip", "eval_every", "eval_episodes", "keep_every", "compile")
 Batch = dict[str, torch.Tensor]  # obs, next_obs (B, obs_size), action (B, action_size), n_step_* (B,), annotations
 
 
@@ -345,14 +352,14 @@ def apply_gradients(
 
 
 def clone(args: Args, agent: Agent, demos: Replay, sampler: torch.Generator, keeper: Run) -> None:
-    """Behaviour cloning (section 3.2): minimise ||pi(s) - a||^2 on the demonstrations. The result is pi_0."""
+    """Behaviour cloning (section 3.2): minimise ||pi(s) - a*||^2, a* what the teacher meant to do. Gives pi_0."""
     start = keeper.enter("cloning")
     if start is None:
         return
     for step in keeper.steps(start, args.bc_steps, "cloning"):
         agent.bc_optimizer.param_groups[0]["lr"] = args.bc_learning_rate * (1 - step / args.bc_steps)
         batch = demos.sample(args.batch_size, sampler)
-        loss = (agent.policy(batch["obs"]) - batch["action"]).square().sum(-1).mean()
+        loss = (agent.policy(batch["obs"]) - batch["teacher_action"]).square().sum(-1).mean()
         grads = torch.autograd.grad(loss, tuple(agent.policy.parameters()))
         norm = apply_gradients(agent.policy, agent.bc_optimizer, grads, args.max_grad_norm)
         keeper.watch(loss.detach() + norm, step)
@@ -412,6 +419,20 @@ def overestimation(agent: Agent, episodes: list[Episode], gamma: float, device: 
     return q - float(np.mean([episode.discounted_return(gamma) for episode in episodes]))
 
 
+def dqda_cosine(agent: Agent, teacher: Teacher, episodes: list[Episode], device: torch.device) -> float:
+    """Cosine between the student's and the teacher's dQ/da at a = pi(s), a mean weighted by the teacher's norm.
+
+    It is taken on up to 4,096 deployed states, evenly spread over all: how well the critic knows where to move.
+    """
+    states = np.concatenate([episode.obs[:-1] for episode in episodes])
+    obs = torch.from_numpy(states[:: -(-len(states) // 4096)]).to(device)
+    action = agent.policy(obs).detach().requires_grad_()
+    student = torch.autograd.grad(agent.critic.q_value(obs, action).sum(), action)[0]
+    guidance = teacher.action_gradient(obs, action.detach())
+    weight = guidance.norm(dim=-1)
+    return ((weight * F.cosine_similarity(student, guidance, dim=-1)).sum() / weight.sum().clamp(min=1e-12)).item()
+
+
 def main(args: Args) -> Path:
     """Clone, evaluate the clone, then deploy and learn for every cycle; returns the run folder."""
     env = envs.spec(args.env_id)
@@ -419,7 +440,7 @@ def main(args: Args) -> Path:
     device = run.configure_torch(args)
     teacher = teachers.load(args.teacher, env, args.NEEDS, device)
     num_episodes = round(args.actor_steps / env.episode_length)
-    with Run(given, args, env, METRICS + args.own_metrics, __file__) as keeper:
+    with Run(given, args, env, teacher, METRICS + args.own_metrics, AFTER_PRETRAINING, __file__) as keeper:
         torch.manual_seed(run.stream_seed(args.seed, run.WEIGHTS))
         agent = Agent(args, env, device)
         sampler = torch.Generator(device).manual_seed(run.stream_seed(args.seed, run.SAMPLING))
@@ -428,10 +449,11 @@ def main(args: Args) -> Path:
         sizes = (env.obs_size, env.action_size, args.n_step, args.gamma, device)
         max_episodes = num_episodes + args.demos_in_replay * args.demo_episodes
         replay = Replay(max_episodes * env.episode_length, max_episodes, *sizes)
-        if teacher is not None:
+        if teacher is not None and (args.demos_in_replay or not keeper.pretrained):
             episodes = keeper.demonstrations(teacher)
             demos = Replay(len(episodes) * env.episode_length, len(episodes), *sizes)
             demos.append(episodes)
+            demos.annotate("teacher_action", teacher.action)  # a*, where the executed action has noise
             if args.demos_in_replay:
                 replay.append(episodes)
             clone(args, agent, demos, sampler, keeper)
@@ -457,6 +479,8 @@ def main(args: Args) -> Path:
                 values = {"deploy/episodic_return": np.mean([episode.episodic_return for episode in episodes])}
                 values |= {"losses/overestimation": overestimation(agent, episodes, args.gamma, device)}
                 values |= {"charts/SPS": keeper.deploy_sps}
+                if teacher is not None and teacher.gives_gradients:
+                    values |= {"teacher/dqda_cosine": dqda_cosine(agent, teacher, episodes, device)}
                 keeper.log(values, keeper.evaluate(agent.policy) if cycle == 1 else None)
             learn(args, agent, teacher, replay, sampler, keeper, compute, start, cycle_start, cycle_steps)
             agent.previous_policy.load_state_dict(agent.policy.state_dict())

@@ -2,8 +2,10 @@
 
     python benchmark/sweep.py --rows bc ta_qf ta:1 bc_reg_decay:5 --seeds 1 2 3 --scale 0.02 --output runs
 
-Each run has a folder of its own under --output, with what it prints in a `.log` beside it. Flags behind `--` go to all
-runs. On a cluster, give each job one row and one seed instead, with --run-dir, and requeue it.
+A row may carry readings behind commas: ta_qf,beta:5. All rows of a task, teacher and seed start from one clone, which
+is made first, in a run of its own, and taken over with --pretrained. Each run has a folder under --output, with what it
+prints in a `.log` beside it. Flags behind `--` go to all runs. On a cluster, give each job one row and one seed
+instead, with --run-dir, and requeue it.
 """
 
 import concurrent.futures
@@ -12,10 +14,16 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import rows
+import runs
 import tyro
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # so that it runs from any folder
+
+import gbrl_d4pg  # noqa: E402
+from common import UserError  # noqa: E402
 
 
 @dataclass
@@ -23,7 +31,7 @@ class Args:
     """Which runs."""
 
     rows: list[str]
-    """rows of the README's table: bc, bc_reg, bc_reg_decay:R, between:R, ta:R, ta_qf, tg:R"""
+    """rows of the table: bc, bc_reg, bc_reg_decay:R, between:R, ta:R, ta_qf, tg:R"""
     output: Path
     """folder of the run folders"""
     env_ids: tuple[str, ...] = ("cartpole-swingup",)
@@ -38,20 +46,8 @@ class Args:
     """fraction of the paper's budget"""
     parallel: int = 2
     """runs at once"""
-
-
-def command(row: str) -> list[str]:
-    """The script and flags that run `row`. Raises ValueError for a row that isn't in the table."""
-    name, _, rate = row.partition(":")
-    if name in ("bc", "ta_qf", "bc_reg") and not rate:
-        script = {"bc": "gbrl_d4pg.py", "ta_qf": "gbrl_teacher_action.py", "bc_reg": "gbrl_bc_reg.py"}[name]
-        return [script] + ([] if name == "bc" else ["--method", name])
-    if name == "tg" and rate:
-        return ["gbrl_teacher_grad.py", "--decay-rate", rate]
-    if name in ("ta", "between", "bc_reg_decay") and rate:
-        script = "gbrl_teacher_action.py" if name == "ta" else "gbrl_bc_reg.py"
-        return [script, "--method", name, "--decay-rate", rate]
-    raise ValueError(f"{row} is no row of the table: bc, bc_reg, bc_reg_decay:R, between:R, ta:R, ta_qf, tg:R")
+    results: Path | None = None
+    """folder that keeps a small file of each finished run; a run whose file is there isn't run again"""
 
 
 def run(words: list[str], folder: Path) -> int:
@@ -65,23 +61,54 @@ def run(words: list[str], folder: Path) -> int:
         return subprocess.run(words, stdout=log, stderr=subprocess.STDOUT).returncode
 
 
+def clone_of(row: str) -> str:
+    """`row`'s readings that a clone depends on, so that rows with the same ones share theirs."""
+    _, flags = rows.parse(row)
+    own = rows.parse(row.split(",")[0])[1]
+    cloning = {flag: value for flag, value in flags.items() if flag not in own}
+    known = vars(gbrl_d4pg.Args())
+    kept = [
+        f for f in cloning if f.replace("-", "_") in known and f.replace("-", "_") not in gbrl_d4pg.AFTER_PRETRAINING
+    ]
+    return ",".join(["bc", *(f if cloning[f] is None else f"{f}:{cloning[f]}" for f in kept)])
+
+
 def main(args: Args, more: list[str]) -> None:
     """Run all, report each that ends, and exit with status 1 if one failed."""
-    jobs = {}
+    clones: dict[Path, list[str]] = {}
+    jobs: dict[Path, tuple[Path, list[str]]] = {}
     for seed in args.seeds:  # all rows of a seed before the next seed: an early end leaves whole comparisons
         for env_id in args.env_ids:
             for cycles in args.num_cycles:
                 for row in args.rows:
-                    folder = args.output / f"{env_id}__{row.replace(':', '-')}__{args.teacher}__{cycles}__{seed}"
-                    words = [*command(row), "--env-id", env_id, "--teacher", args.teacher, "--seed", str(seed)]
-                    jobs[folder] = [*words, "--num-cycles", str(cycles), "--scale", str(args.scale), *more]
+                    budget = (f"{args.scale:g}", str(seed))
+                    name = "__".join([env_id, rows.folder_name(row), args.teacher, str(cycles), *budget])
+                    if args.results is not None and (args.results / f"{name}.json").exists():
+                        continue
+                    shared = ["--env-id", env_id, "--teacher", args.teacher, "--seed", str(seed), *more]
+                    shared += ["--scale", str(args.scale)]
+                    clone = clone_of(row)
+                    folder = args.output / "__".join(["clone", env_id, rows.folder_name(clone), args.teacher, *budget])
+                    short = ["--num-cycles", "1", "--actor-steps", "1000", "--learner-steps", "1"]
+                    clones[folder] = [*rows.command(clone), *shared, *short]
+                    words = [*rows.command(row), *shared, "--num-cycles", str(cycles), "--pretrained", str(folder)]
+                    jobs[args.output / name] = (folder, words)
+
     with concurrent.futures.ThreadPoolExecutor(args.parallel) as pool:
-        futures = {pool.submit(run, words, folder): folder for folder, words in jobs.items()}
+        cloning = {folder: pool.submit(run, words, folder) for folder, words in clones.items()}
+
+        def start(clone: Path, words: list[str], folder: Path) -> int:
+            status = cloning[clone].result() or run(words, folder)
+            if status == 0 and args.results is not None:
+                runs.save(folder, args.results / f"{folder.name}.json")
+            return status
+
+        futures = {pool.submit(start, *job, folder): folder for folder, job in jobs.items()}
         failed = []
         for future in tqdm(concurrent.futures.as_completed(futures), total=len(futures), unit="run", disable=None):
             if future.result() != 0:
                 failed.append(futures[future])
-                tqdm.write(f"failed: {futures[future]}, see {futures[future]}.log")
+                tqdm.write(f"failed: {futures[future]}, see {futures[future]}.log and its clone's")
     if failed:
         sys.exit(f"{len(failed)} of {len(jobs)} runs failed; start this again to continue them.")
 
@@ -89,6 +116,6 @@ def main(args: Args, more: list[str]) -> None:
 if __name__ == "__main__":
     own = sys.argv[1 : sys.argv.index("--")] if "--" in sys.argv else sys.argv[1:]
     try:
-        main(tyro.cli(Args, args=own), sys.argv[len(own) + 2 :])
-    except ValueError as error:
+        main(tyro.cli(Args, args=own, description=__doc__), sys.argv[len(own) + 2 :])
+    except (UserError, ValueError) as error:
         sys.exit(f"error: {error}")

@@ -43,8 +43,8 @@ WEIGHTS, SAMPLING = 4, 5  # and of random numbers
 CLOCKS = ("cycle", "actor_step", "learner_step", "pretrain_step", "wall_s")  # the first columns of metrics.csv
 # Flags that may change when a run is continued, because they don't change its result.
 FREE_FLAGS = {
-    "resume", "run_dir", "num_workers", "track", "wandb_project_name", "wandb_entity", "capture_video", "demo_dir",
-    "checkpoint_every", "ray_address",
+    "resume", "run_dir", "pretrained", "num_workers", "track", "wandb_project_name", "wandb_entity", "capture_video",
+    "demo_dir", "checkpoint_every", "ray_address",
 }  # fmt: skip
 POSITIVE_FLAGS = (
     "scale", "actor_steps", "learner_steps", "samples_per_insert", "demo_episodes", "bc_learning_rate", "buffer_size",
@@ -142,6 +142,22 @@ def configure_torch(args: Any) -> torch.device:
     return device
 
 
+def row_name(name: str, args: Any, readings: tuple[str, ...]) -> str:
+    """`name`, and behind it each of the flags `readings` that isn't the default: two readings never share a name."""
+    for field in dataclasses.fields(args):
+        value = getattr(args, field.name)
+        if field.name in readings and value != field.default:
+            flag = field.name.replace("_", "-")
+            name += (
+                f",{flag}"
+                if value is True
+                else f",{flag}:{value:g}"
+                if isinstance(value, float)
+                else f",{flag}:{value}"
+            )
+    return name
+
+
 def stream_seed(seed: int, stream: int) -> int:
     """A 32-bit seed for one of a run's streams of random numbers."""
     return int(np.random.SeedSequence([seed, stream]).generate_state(1)[0])
@@ -150,16 +166,20 @@ def stream_seed(seed: int, stream: int) -> int:
 class Run:
     """One run in one folder. As a context manager it holds the folder's lock, the workers and the signal handlers."""
 
-    def __init__(self, args: Any, resolved: Any, env: EnvSpec, keys: tuple[str, ...], script: str) -> None:
+    def __init__(
+        self, args: Any, resolved: Any, env: EnvSpec, teacher: teachers.Teacher | None, keys: tuple[str, ...],
+        after_pretraining: tuple[str, ...], script: str,
+    ) -> None:  # fmt: skip
         """Start a run, or continue the one that `args.run_dir` holds.
 
         Args:
             args, resolved: the script's flags as given, and with every derived number filled in.
             keys: the metric keys of this script, in the order of the columns.
+            after_pretraining: the flags that may differ in the run that `--pretrained` names.
             script: the path of the script.
 
         Raises:
-            UserError: the folder can't be written, is in use, or holds another run.
+            UserError: the folder can't be written, is in use, or holds another run; or `--pretrained` doesn't fit.
         """
         if args.capture_video:
             _check_renderer()
@@ -179,9 +199,14 @@ class Run:
         self._bad_step: torch.Tensor | None = None
         self.deploy_sps: float | None = None  # environment steps per second of the last deployment, None if read back
         self._saved: dict[str, Any] | None = None
+        self._borrowed: list[dict[str, float]] = []  # rows of metrics of the run that --pretrained names
+        self._teacher_sha256 = None if teacher is None else teacher.sha256
+        if args.pretrained is not None and not (Path(args.run_dir or "") / "args.json").exists():
+            self._saved = self._load_pretrained(Path(args.pretrained), after_pretraining)
         self.dir = self._make_dir(args)
         identity = {k: v for k, v in dataclasses.asdict(args).items() if k not in FREE_FLAGS}
-        self._identity = hashlib.sha256(json.dumps([self._script.name, identity]).encode()).hexdigest()
+        identity = [self._script.name, identity, self._teacher_sha256]
+        self._identity = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
         if (self.dir / "args.json").exists():
             refuse_changes(saved_args(type(args), self.dir), args)
             for folder in (self.dir, *self.dir.glob("cycle_*")):
@@ -190,7 +215,13 @@ class Run:
         else:
             files.write_atomically(self.dir / self._script.name, self._script.read_bytes())
             files.save_json(self.dir / "versions.json", _versions())
-            content = {"script": self._script.name, "row": args.row, "args": dataclasses.asdict(args)}
+            if self._saved is not None:
+                for name in ("snapshot.pt", "evaluation.json", "checkpoint.pt"):
+                    source = Path(args.pretrained) / "cycle_0000" / name
+                    files.write_atomically(self._cycle_dir(0) / name, source.read_bytes())
+                files.write_atomically(self.dir / "teacher.json", (Path(args.pretrained) / "teacher.json").read_bytes())
+            content = {"script": self._script.name, "row": args.row, "teacher_sha256": self._teacher_sha256}
+            content |= {"args": dataclasses.asdict(args)}
             files.save_json(self.dir / "args.json", content | {"resolved": dataclasses.asdict(resolved)})
         self._open_metrics()
 
@@ -250,6 +281,11 @@ class Run:
         return cycle % self.args.keep_every == 0 or cycle == self.args.num_cycles
 
     # ---- phases, checkpoints, signals
+
+    @property
+    def pretrained(self) -> bool:
+        """Whether cycle 0 was finished before this run was continued, or taken from another run."""
+        return self._saved is not None and self._saved["phase"].startswith("cycle ")
 
     def track(self, **state: Any) -> None:
         """Name everything that a checkpoint must hold: modules, optimisers and `torch.Generator`s."""
@@ -312,6 +348,8 @@ class Run:
                 if path.exists():
                     os.replace(path, self.dir / "checkpoint_previous.pt")
             files.save_torch(path, content)
+            if (self._phase, step) == ("cycle 1", 0):  # what --pretrained of another run takes
+                files.save_torch(self._cycle_dir(0) / "checkpoint.pt", content)
         self._busy = False
         if self._signal:
             self._interrupt()
@@ -330,6 +368,30 @@ class Run:
                     raise UserError(f"{error} There is no older one, so start again in a new folder.") from error
                 print(f"{error} Going on from {paths[-1]}.", file=sys.stderr)
         return None
+
+    def _load_pretrained(self, source: Path, after_pretraining: tuple[str, ...]) -> dict[str, Any]:
+        """The checkpoint at the end of cycle 0 of the run in `source`, as one of this run.
+
+        Raises:
+            UserError: its pre-training isn't finished, or differs from what this run's flags and teacher would make.
+        """
+        path = source / "cycle_0000" / "checkpoint.pt"
+        if not path.exists():
+            raise UserError(f"--pretrained {source}: it holds no run that has finished its pre-training.")
+        other, content = files.load_json(source / "args.json", "arguments"), files.load_torch(path, "checkpoint")
+        for name, value in dataclasses.asdict(self.args).items():
+            theirs = other["resolved"].get(name, value)
+            if theirs != value and name not in after_pretraining and name not in FREE_FLAGS | {"teacher"}:
+                flag = "--" + name.replace("_", "-")
+                raise UserError(f"--pretrained {source}: it was made with {flag} {theirs}, not {value}.")
+        if other["teacher_sha256"] != self._teacher_sha256:
+            hashes = f"SHA-256 {other['teacher_sha256']}, not {self._teacher_sha256}"
+            raise UserError(f"--pretrained {source}: it was cloned from another teacher, {hashes}.")
+        data = (source / "metrics.csv").read_bytes()[: content["metrics_bytes"]]
+        if zlib.crc32(data) != content["metrics_crc"]:
+            raise UserError(f"--pretrained {source}: its metrics.csv isn't what it wrote.")
+        self._borrowed = [{k: v for k, v in row.items() if v} for row in csv.DictReader(io.StringIO(data.decode()))]
+        return content | {"metrics_bytes": 0, "metrics_crc": 0, "wandb_id": None}
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         again, self._signal = self._signal, number
@@ -495,13 +557,16 @@ class Run:
             if self._bar is not None:
                 self._bar.set_postfix_str(f"return={self._last_return:.0f}")
         self._rows.pop(0)
-        line = io.StringIO()
-        csv.writer(line, lineterminator="\n").writerow([row.get(name) for name in (*CLOCKS, *self._keys)])
-        self._append_metrics(line.getvalue())
+        self._write_row(row)
         if self._wandb_id is not None:
             import wandb
 
             wandb.log({name: value for name, value in row.items() if value is not None})
+
+    def _write_row(self, row: dict[str, Any]) -> None:
+        line = io.StringIO()
+        csv.writer(line, lineterminator="\n").writerow([row.get(name) for name in (*CLOCKS, *self._keys)])
+        self._append_metrics(line.getvalue())
 
     def _append_metrics(self, text: str) -> None:
         data = text.encode()
@@ -529,6 +594,8 @@ class Run:
         self._wandb_id = self._saved["wandb_id"] if self._saved is not None else None
         if not content:
             self._append_metrics(",".join((*CLOCKS, *self._keys)) + "\n")
+            for row in self._borrowed:
+                self._write_row(row)
 
     def _start_wandb(self) -> None:
         import wandb
@@ -546,6 +613,8 @@ class Run:
         self._wandb_id = run.id
         wandb.define_metric("*", step_metric="learner_step")
         wandb.define_metric("losses/bc_loss", step_metric="pretrain_step")
+        for row in self._borrowed:
+            wandb.log({name: float(value) for name, value in row.items()})
 
     def _wall_s(self) -> float:
         return self._wall_before + time.monotonic() - self._started
@@ -652,7 +721,7 @@ class Run:
         words = ["python", self._script.name]
         for field in dataclasses.fields(self._given):
             value, flag = getattr(self._given, field.name), field.name.replace("_", "-")
-            if field.name in ("run_dir", "resume") or (value == field.default and field.name != "env_id"):
+            if field.name in ("run_dir", "resume", "pretrained") or (value == field.default and field.name != "env_id"):
                 continue
             if isinstance(value, bool):
                 words.append(f"--{flag}" if value else f"--no-{flag}")

@@ -1,0 +1,58 @@
+"""The rows: what is run under which name, by which script and flags. Benchmarks and tests read this one table.
+
+A row is written NAME, or NAME:R where its weight decays with rate R, and behind it every reading of the paper that
+isn't the default, as the script itself names it: `ta:5,beta-decay`, `ta_qf,beta:5`, `bc,demo-sigma:0`.
+"""
+
+from typing import NamedTuple
+
+
+class Row(NamedTuple):
+    """One row of the table. `decays` says whether its name takes a rate."""
+
+    script: str
+    flags: dict[str, str]
+    decays: bool
+    equation: str
+
+
+ROWS = {
+    "bc": Row("gbrl_d4pg.py", {}, False, "1"),
+    "bc_reg": Row("gbrl_bc_reg.py", {"method": "bc_reg"}, False, "3"),
+    "bc_reg_decay": Row("gbrl_bc_reg.py", {"method": "bc_reg_decay"}, True, "4"),
+    "between": Row("gbrl_bc_reg.py", {"method": "between"}, True, "5"),
+    "ta": Row("gbrl_teacher_action.py", {"method": "ta"}, True, "6"),
+    "ta_qf": Row("gbrl_teacher_action.py", {"method": "ta_qf"}, False, "7"),
+    "tg": Row("gbrl_teacher_grad.py", {}, True, "8"),
+}
+GRAMMAR = ", ".join(f"{name}:R" if row.decays else name for name, row in ROWS.items())
+
+
+def parse(row: str) -> tuple[str, dict[str, str | None]]:
+    """The script that runs `row` and its flags, without dashes; None for a flag without a value.
+
+    Raises:
+        ValueError: `row` isn't in the table.
+    """
+    first, *readings = row.split(",")
+    name, _, rate = first.partition(":")
+    if name not in ROWS or ROWS[name].decays != bool(rate):
+        raise ValueError(f"{row} is no row of the table: {GRAMMAR}, each with its readings behind commas")
+    flags: dict[str, str | None] = dict(ROWS[name].flags)
+    if rate:
+        flags["decay-rate"] = rate
+    for reading in readings:
+        flag, colon, value = reading.partition(":")
+        flags[flag] = value if colon else None
+    return ROWS[name].script, flags
+
+
+def command(row: str) -> list[str]:
+    """The script and flags that run `row`, as words of a command line. Raises ValueError as `parse` does."""
+    script, flags = parse(row)
+    return [script, *(word for flag, value in flags.items() for word in (f"--{flag}", value) if word is not None)]
+
+
+def folder_name(row: str) -> str:
+    """`row` as a part of a file's name."""
+    return row.replace(":", "-")
