@@ -4,15 +4,16 @@ The policy is cloned from a teacher's demonstrations and the critic learns to ev
 times, the fixed policy is deployed for a whole batch of episodes and both networks learn offline on all batches so far,
 the policy by the deterministic policy gradient (equation 1), the critic by the distributional Bellman error (eq. 2).
 
-    python gbrl_d4pg.py --env-id cartpole-swingup --teacher expert --num-cycles 4
+    python gbrl_d4pg.py --env-id cartpole-swingup --scale 0.02
 
-With `--teacher none` nothing is cloned, and with one-episode cycles it is online D4PG: so the teachers were trained.
-The other three scripts differ from this one in this docstring, the marked part of `Args`, `annotate` and `policy_loss`.
+ends within minutes; without --scale it is the paper's protocol. With `--teacher none` nothing is cloned, and with
+one-episode cycles it is online D4PG: so the teachers were trained. The other three scripts differ from this one in
+three places: this docstring, the first flags of `Args`, and the part "what is this script's own".
 """
 
 import copy
-import time
 import typing
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,118 +22,98 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from common import UserError, envs, run, teachers
+from common import UserError, envs, launch, rollouts, teachers
 from common.envs import EnvSpec
+from common.launch import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, PositiveOrInf, Range
 from common.replay import Replay
 from common.rollouts import Episode
 from common.run import Run
 from common.teachers import Teacher
+
+# ======== flags
 
 
 @dataclass
 class Args:
     """The flags. Each help text ends with the source of its default."""
 
-    # ---- this script's own: its row, what it asks of a teacher, its flags
-    NEEDS: typing.ClassVar[str] = "nothing"
-
-    @property
-    def row(self) -> str:
-        """The row of the README's table that these flags run."""
-        return run.row_name("bc", self, READINGS)
-
-    @property
-    def own_metrics(self) -> tuple[str, ...]:
-        """The metric keys that only this row logs."""
-        return ()
-
-    def resolve_own(self) -> None:
-        """Check this script's own flags, and fill in what depends on others. Raises UserError."""
-
-    def progress(self, step: int, cycle_start: int, cycle_steps: int) -> float:
-        """n / T for learner step n of T; this row has no schedule that reads it."""
-        return step / self.learner_steps
-
-    def queries(self, num_transitions: int) -> tuple[int, int]:
-        """How many states the teacher annotated, and how many action gradients it was asked for."""
-        return 0, 0
-
+    # ---- this script's own: none
     # ---- shared by the four scripts
     env_id: str = "cartpole-swingup"
     """dm_control suite task as domain-task [paper 4.1 has six]"""
     teacher: str = "expert"
     """expert, mid, PATH.pt, FILE.py:Class, or none where the script needs no teacher [paper 4.2]"""
-    num_cycles: int = 4
+    num_cycles: PositiveInt = 4
     """deployments N; the paper has 4 and 8 [paper A.2]"""
-    seed: int = 1
+    seed: NonNegativeInt = 1
     """seed of everything but the demonstrations, which have their teacher's [ours]"""
-    scale: float = 1.0
+    scale: PositiveFloat = 1.0
     """fraction of the paper's actor and learner steps, demonstrations (at least 100) and critic steps [ours]"""
-    actor_steps: int | None = None
-    """environment steps over all cycles; default 2,000,000 x scale [paper A.2]"""
-    learner_steps: int | None = None
+    actor_steps: PositiveInt | None = None
+    """environment steps over all cycles, in whole episodes; default 2,000,000 x scale [paper A.2]"""
+    learner_steps: PositiveInt | None = None
     """updates over all cycles; default actor steps x samples-per-insert / batch-size [paper A.2]"""
-    samples_per_insert: float = 32.0
+    samples_per_insert: PositiveFloat = 32.0
     """transitions sampled per transition collected [paper A.2]"""
-    demo_episodes: int | None = None
+    demo_episodes: PositiveInt | None = None
     """demonstrations; default 1,000 x scale, at least 100 [paper 4.2; the minimum is ours]"""
-    demo_sigma: float = 0.3
+    demo_sigma: NonNegativeFloat = 0.3
     """exploration noise in the demonstrations, as wherever an agent acts; 0 for none [paper A.2, Acme]"""
     demo_dir: str = "demos"
     """folder where demonstrations are cached [ours]"""
     demos_in_replay: bool = False
     """add the demonstrations to the growing batch as batch 0; the paper's union starts at D_1 [ours]"""
-    bc_steps: int = 30_000
+    bc_steps: NonNegativeInt = 30_000
     """behaviour-cloning steps, at any scale [ours, measured]"""
-    bc_learning_rate: float = 1e-3
+    bc_learning_rate: PositiveFloat = 1e-3
     """Adam's step size in behaviour cloning, falling linearly to 0 [ours, measured]"""
-    critic_steps: int | None = None
+    critic_steps: NonNegativeInt | None = None
     """critic-evaluation steps on the demonstrations, 0 to skip; default 100,000 x scale, at least 10,000 [ours]"""
-    buffer_size: int = 10_000_000
+    buffer_size: PositiveInt = 10_000_000
     """most transitions the replay may hold; nothing is evicted [paper A.2]"""
-    batch_size: int = 256
+    batch_size: PositiveInt = 256
     """transitions per update [paper A.2]"""
-    learning_rate: float = 1e-4
+    learning_rate: PositiveFloat = 1e-4
     """Adam's step size for both networks [paper A.2, printed 1x10^4]"""
-    gamma: float = 0.99
+    gamma: typing.Annotated[float, Range(0, 1)] = 0.99
     """discount per step [Acme]"""
-    n_step: int = 5
+    n_step: PositiveInt = 5
     """steps of return before the bootstrap [paper A.2]"""
-    num_atoms: int = 51
+    num_atoms: PositiveInt = 51
     """atoms of the categorical critic [paper A.2]"""
     v_min: float = -150.0
     """lowest atom [paper A.2]"""
     v_max: float = 150.0
     """highest atom [paper A.2]"""
-    sigma: float = 0.3
+    sigma: NonNegativeFloat = 0.3
     """standard deviation of the exploration noise; the paper prints N(0, 3) [Acme]"""
-    target_period: int = 100
+    target_period: PositiveInt = 100
     """learner steps between copies into the target networks [Acme]"""
-    max_grad_norm: float = 40.0
+    max_grad_norm: PositiveOrInf = 40.0
     """clip of each network's gradient norm [Acme]"""
-    dqda_clip: float = 1.0
+    dqda_clip: PositiveOrInf = 1.0
     """clip of each sample's action-gradient norm, inf to switch off [Acme]"""
-    eval_every: int = 100
-    """learner steps between evaluations and rows of metrics [paper 4.2]"""
-    eval_episodes: int = 1
-    """noise-free episodes per evaluation, 0 to 10 [ours]"""
-    report_episodes: int = 20
+    eval_every: PositiveInt = 100
+    """learner steps between evaluations and lines of metrics [paper 4.2]"""
+    eval_episodes: typing.Annotated[int, Range(0, 10)] = 1
+    """noise-free episodes per evaluation, up to 10; 0 for no evaluations [ours]"""
+    report_episodes: PositiveInt = 20
     """noise-free episodes for each cycle's line in the report [ours]"""
-    keep_every: int = 1
+    keep_every: PositiveInt = 1
     """cycles between kept batches, policies and checkpoints; raise it for thousands of cycles [ours]"""
-    checkpoint_every: int = 5_000
-    """steps between checkpoints inside a phase [ours]"""
+    checkpoint_every: PositiveInt = 5_000
+    """steps between checkpoints inside a cycle [ours]"""
     pretrained: str | None = None
     """folder of a run whose clone and critic to start from instead of making the very same again [ours]"""
     run_dir: str | None = None
     """the run's folder: started there, or continued if it holds a run; default runs/... [ours]"""
     resume: str | None = None
     """folder of a run to continue exactly, with its own flags [ours]"""
-    num_workers: int = 2
+    num_workers: NonNegativeInt = 2
     """processes for deployment and evaluation, 0 for none; the data is the same for any number [ours]"""
     ray_address: str | None = None
     """address of a Ray cluster that runs the episodes, or "auto" for this machine's; default: processes here [ours]"""
-    torch_threads: int = 1
+    torch_threads: PositiveInt = 1
     """threads of the learner; another number gives other last bits [ours]"""
     torch_deterministic: bool = True
     """use deterministic algorithms only [CleanRL]"""
@@ -149,38 +130,58 @@ class Args:
     capture_video: bool = False
     """film one episode of each kept policy [CleanRL]"""
 
-    def resolved(self, env: EnvSpec) -> "Args":
-        """Check every flag and fill in the numbers that depend on others. Raises UserError."""
-        run.check_numbers(self)
-        if self.num_atoms < 2 or not self.v_min < self.v_max:
-            raise UserError(f"{self.num_atoms} atoms from {self.v_min} to {self.v_max}: need 2 or more, v-min < v-max.")
-        if self.gamma > 1 or self.eval_episodes > 10:
-            raise UserError(f"--gamma {self.gamma} is above 1, or --eval-episodes {self.eval_episodes} above 10.")
-        args = copy.copy(self)
-        args.resolve_own()
-        args.actor_steps = self.actor_steps or round(2_000_000 * self.scale)
-        args.learner_steps = self.learner_steps or int(args.actor_steps * self.samples_per_insert / self.batch_size)
-        args.demo_episodes = self.demo_episodes or max(100, round(1_000 * self.scale))
-        args.critic_steps = max(10_000, round(100_000 * self.scale)) if self.critic_steps is None else self.critic_steps
-        num_episodes = round(args.actor_steps / env.episode_length)
-        if not 0 < args.num_cycles <= min(num_episodes, args.learner_steps):
-            raise UserError(
-                f"--num-cycles {args.num_cycles}: a cycle needs an episode and an update or more; the budget has "
-                f"{num_episodes} episodes and {args.learner_steps} updates."
-            )
-        needed = (num_episodes + args.demos_in_replay * args.demo_episodes) * env.episode_length
-        if needed > args.buffer_size:
-            raise UserError(f"--buffer-size {args.buffer_size} is less than the {needed} transitions of this run.")
-        return args
 
-
+# The columns of metrics.csv; what a row never logs stays empty.
 METRICS = ("eval/episodic_return", "deploy/episodic_return", "teacher/episodic_return", "losses/bc_loss")
 METRICS += ("losses/critic_loss", "losses/policy_loss", "losses/q_value", "losses/overestimation")
 METRICS += ("teacher/dqda_cosine", "charts/SPS", "charts/UPS")
-READINGS = ("demo_sigma", "sigma", "demos_in_replay", "dqda_clip")  # choices that show in the row's name unless default
-# Flags that have no part in cloning and critic evaluation, so that --pretrained may come from a run with others.
+# Readings of the paper that can be changed: where one isn't the default, it shows in the row's name.
+READINGS = ("demo_sigma", "sigma", "demos_in_replay", "dqda_clip")
+# Flags that have no part in cloning and critic evaluation: --pretrained may come from a run where they differ.
 AFTER_PRETRAINING = ("num_cycles", "scale", "actor_steps", "learner_steps", "samples_per_insert", "demos_in_replay")
 AFTER_PRETRAINING += ("buffer_size", "sigma", "dqda_clip", "eval_every", "eval_episodes", "keep_every", "compile")
+
+
+def resolve(args: Args, env: EnvSpec) -> Args:
+    """Check the flags and fill in the numbers that depend on others. Raises UserError."""
+    launch.check_flags(args)
+    if args.num_atoms < 2 or not args.v_min < args.v_max:
+        raise UserError(f"--num-atoms {args.num_atoms} from {args.v_min} to {args.v_max}: need 2, and v-min < v-max.")
+    args = copy.copy(args)
+    actor_steps = args.actor_steps or round(2_000_000 * args.scale)
+    args.learner_steps = args.learner_steps or int(actor_steps * args.samples_per_insert / args.batch_size)
+    args.actor_steps = round(actor_steps / env.episode_length) * env.episode_length
+    args.demo_episodes = args.demo_episodes or max(100, round(1_000 * args.scale))
+    if args.critic_steps is None:
+        args.critic_steps = max(10_000, round(100_000 * args.scale))
+    num_episodes = args.actor_steps // env.episode_length
+    if args.num_cycles > min(num_episodes, args.learner_steps):
+        raise UserError(
+            f"--num-cycles {args.num_cycles}: a cycle needs an episode and an update or more; the budget has "
+            f"{num_episodes} episodes and {args.learner_steps} updates."
+        )
+    if capacity(args, env) > args.buffer_size:
+        raise UserError(f"--buffer-size {args.buffer_size}: this run has up to {capacity(args, env)} transitions.")
+    return args
+
+
+def capacity(args: Args, env: EnvSpec) -> int:
+    """Most transitions that the growing batch can come to hold: the budget is used up by whole episodes."""
+    return args.actor_steps + env.episode_length - 1 + args.demos_in_replay * args.demo_episodes * env.episode_length
+
+
+def deployed_after(args: Args, env: EnvSpec, cycle: int) -> int:
+    """Environment steps after so many cycles: equal shares of the budget, in whole episodes [paper A.2]."""
+    return cycle * (args.actor_steps // env.episode_length) // args.num_cycles * env.episode_length
+
+
+def learned_after(args: Args, actor_step: int) -> int:
+    """Learner steps after so many environment steps, so that samples per insert is the same in each cycle [A.2]."""
+    return min(args.learner_steps, args.learner_steps * actor_step // args.actor_steps)
+
+
+# ======== networks
+
 Batch = dict[str, torch.Tensor]  # obs, next_obs (B, obs_size), action (B, action_size), n_step_* (B,), annotations
 
 
@@ -230,7 +231,7 @@ class Critic(nn.Module):
 
 
 class Agent:
-    """The student: networks, targets, the policies it may be held to, and optimisers."""
+    """The student: networks, targets, the policies it may be held to, and optimisers. All of it is in a checkpoint."""
 
     def __init__(self, args: Args, env: EnvSpec, device: torch.device) -> None:
         self.policy = Policy(env.obs_size, env.action_size).to(device)
@@ -239,6 +240,7 @@ class Agent:
         self.bc_policy, self.previous_policy = copy.deepcopy(self.policy), copy.deepcopy(self.policy)  # pi_0, pi_{k-1}
         for network in (self.target_policy, self.target_critic, self.bc_policy, self.previous_policy):
             network.requires_grad_(False)
+        # Cloning has an Adam of its own: its step size is another, and the policy's moments are fresh at cycle 1.
         self.bc_optimizer = torch.optim.Adam(self.policy.parameters(), args.bc_learning_rate, fused=True)
         self.policy_optimizer = torch.optim.Adam(self.policy.parameters(), args.learning_rate, fused=True)
         self.critic_optimizer = torch.optim.Adam(self.critic.parameters(), args.learning_rate, fused=True)
@@ -247,6 +249,9 @@ class Agent:
         """Copy both networks into their targets."""
         self.target_policy.load_state_dict(self.policy.state_dict())
         self.target_critic.load_state_dict(self.critic.state_dict())
+
+
+# ======== losses
 
 
 def project(atoms: torch.Tensor, probs: torch.Tensor, returns: torch.Tensor, discounts: torch.Tensor) -> torch.Tensor:
@@ -290,12 +295,34 @@ def clip_norm(vectors: torch.Tensor, clip: float) -> torch.Tensor:
     return vectors * (clip / vectors.norm(dim=-1, keepdim=True)).clamp(max=1)
 
 
+class Progress(typing.NamedTuple):
+    """How far learning is, as 0-dim tensors in [0, 1): n / T over all cycles, and the same within this cycle."""
+
+    total: torch.Tensor
+    cycle: torch.Tensor
+
+
+# ======== what is this script's own: the teacher's part in it
+
+NEEDS = "nothing"  # of a teacher: nothing, demonstrations, actions or action_gradients
+
+
+def row(args: Args) -> str:
+    """The name of what these flags run."""
+    return launch.row_name("bc", args, READINGS)
+
+
+def queries(args: Args, num_transitions: int) -> dict[str, int]:
+    """How much the teacher was asked while learning."""
+    return {"states_annotated": 0, "gradients_asked": 0}
+
+
 def annotate(args: Args, replay: Replay, bc_policy: Policy, previous_policy: Policy, teacher: Teacher | None) -> None:
     """Add the columns that this row's policy loss reads: none."""
 
 
 def policy_loss(
-    args: Args, policy: Policy, critic: Critic, teacher: Teacher | None, batch: Batch, progress: torch.Tensor
+    args: Args, policy: Policy, critic: Critic, teacher: Teacher | None, batch: Batch, progress: Progress
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Equation 1: -Q(s, pi(s)).
 
@@ -308,87 +335,76 @@ def policy_loss(
     return loss, {"losses/policy_loss": -q.mean(), "losses/q_value": q.mean()}
 
 
-def gradients(
-    args: Args, agent: Agent, teacher: Teacher | None, batch: Batch, progress: torch.Tensor
-) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...], dict[str, torch.Tensor]]:
-    """Gradients of both losses at the same parameters and batch, and metrics. This is what `--compile` compiles."""
+# ======== learning
+
+
+def compute_gradients(
+    args: Args, agent: Agent, teacher: Teacher | None, batch: Batch, progress: Progress
+) -> dict[str, torch.Tensor]:
+    """Both losses' gradients at the same parameters and batch; returns metrics. This is what `--compile` compiles."""
     value_loss = critic_loss(agent.critic, agent.target_policy, agent.target_critic, batch)
     loss, metrics = policy_loss(args, agent.policy, agent.critic, teacher, batch, progress)
-    critic_gradients = torch.autograd.grad(value_loss, tuple(agent.critic.parameters()))
-    policy_gradients = torch.autograd.grad(loss, tuple(agent.policy.parameters()))
-    metrics = {name: value.detach() for name, value in (metrics | {"losses/critic_loss": value_loss}).items()}
-    return critic_gradients, policy_gradients, metrics
+    (value_loss + loss).backward()  # neither loss reaches the other's network, so each gets its own gradient
+    return {name: value.detach() for name, value in (metrics | {"losses/critic_loss": value_loss}).items()}
 
 
-def apply_gradients(
-    network: nn.Module, optimizer: torch.optim.Adam, grads: tuple[torch.Tensor, ...], clip: float
-) -> torch.Tensor:
-    """Clip the gradient's global norm and take one optimiser step; returns the norm before clipping, 0-dim."""
-    for parameter, grad in zip(network.parameters(), grads, strict=True):
-        parameter.grad = grad
-    norm = nn.utils.clip_grad_norm_(network.parameters(), clip)
+def optimizer_step(network: nn.Module, optimizer: torch.optim.Adam, max_grad_norm: float) -> torch.Tensor:
+    """Clip the gradient's global norm and take one step; returns the norm before clipping, 0-dim."""
+    norm = nn.utils.clip_grad_norm_(network.parameters(), max_grad_norm)
     optimizer.step()
+    optimizer.zero_grad()
     return norm
 
 
-def clone(args: Args, agent: Agent, demos: Replay, sampler: torch.Generator, keeper: Run) -> None:
+def clone(args: Args, agent: Agent, demos: Replay, sampler: torch.Generator, run: Run) -> None:
     """Behaviour cloning (section 3.2): minimise ||pi(s) - a*||^2, a* what the teacher meant to do. Gives pi_0."""
-    start = keeper.enter("cloning")
-    if start is None:
-        return
-    for step in keeper.steps(start, args.bc_steps, "cloning"):
+    for step in run.steps(0, args.bc_steps, "cloning"):
         agent.bc_optimizer.param_groups[0]["lr"] = args.bc_learning_rate * (1 - step / args.bc_steps)
         batch = demos.sample(args.batch_size, sampler)
         loss = (agent.policy(batch["obs"]) - batch["teacher_action"]).square().sum(-1).mean()
-        grads = torch.autograd.grad(loss, tuple(agent.policy.parameters()))
-        norm = apply_gradients(agent.policy, agent.bc_optimizer, grads, args.max_grad_norm)
-        keeper.watch(loss.detach() + norm, step)
+        loss.backward()
+        norm = optimizer_step(agent.policy, agent.bc_optimizer, args.max_grad_norm)
+        run.watch(loss.detach() + norm, step)
         if (step + 1) % 1_000 == 0:
-            keeper.clock["pretrain_step"] = step + 1
-            keeper.log({"losses/bc_loss": loss})
+            run.log(step + 1, {"losses/bc_loss": loss.detach()})
     for policy in (agent.bc_policy, agent.previous_policy, agent.target_policy):
         policy.load_state_dict(agent.policy.state_dict())
 
 
-def evaluate_clone(args: Args, agent: Agent, demos: Replay, sampler: torch.Generator, keeper: Run) -> None:
+def pretrain_critic(args: Args, agent: Agent, demos: Replay, sampler: torch.Generator, run: Run) -> None:
     """Policy evaluation of pi_0 on the demonstrations (section 3.2): equation 2 with pi_0 as the target policy."""
-    start = keeper.enter("critic evaluation")
-    if start is None:
-        return
-    for step in keeper.steps(start, args.critic_steps, "critic evaluation"):
+    for step in run.steps(args.bc_steps, args.bc_steps + args.critic_steps, "critic evaluation"):
         batch = demos.sample(args.batch_size, sampler)
         loss = critic_loss(agent.critic, agent.target_policy, agent.target_critic, batch)
-        grads = torch.autograd.grad(loss, tuple(agent.critic.parameters()))
-        norm = apply_gradients(agent.critic, agent.critic_optimizer, grads, args.max_grad_norm)
-        keeper.watch(loss.detach() + norm, step)
-        if (step + 1) % args.target_period == 0:
+        loss.backward()
+        norm = optimizer_step(agent.critic, agent.critic_optimizer, args.max_grad_norm)
+        run.watch(loss.detach() + norm, step)
+        done = step + 1 - args.bc_steps
+        if done % args.target_period == 0:
             agent.target_critic.load_state_dict(agent.critic.state_dict())
-        if (step + 1) % 1_000 == 0:
-            keeper.clock["pretrain_step"] = args.bc_steps + step + 1
-            keeper.log({"losses/critic_loss": loss})
+        if done % 1_000 == 0:
+            run.log(step + 1, {"losses/critic_loss": loss.detach()})
     agent.copy_targets()
 
 
 def learn(
-    args: Args, agent: Agent, teacher: Teacher | None, replay: Replay, sampler: torch.Generator, keeper: Run,
-    compute: type(gradients), start: int, cycle_start: int, cycle_steps: int,
+    args: Args, agent: Agent, teacher: Teacher | None, replay: Replay, sampler: torch.Generator, run: Run,
+    compute: Callable, first: int, last: int,
 ) -> None:  # fmt: skip
-    """Take the cycle's learner steps from `start` on, on all batches so far. Only log points wait for the device."""
-    began = time.perf_counter()
-    for step in keeper.steps(start, cycle_steps, "learning"):
-        n = cycle_start + step
+    """A cycle's learner steps, `first` to `last` - 1, on all batches so far. Only log points wait for the device."""
+    for n in run.steps(first, last, "learning"):
         batch = replay.sample(args.batch_size, sampler)
-        progress = torch.full((), args.progress(n, cycle_start, cycle_steps), device=sampler.device)
-        critic_gradients, policy_gradients, metrics = compute(args, agent, teacher, batch, progress)
-        norm = apply_gradients(agent.critic, agent.critic_optimizer, critic_gradients, args.max_grad_norm)
-        norm = norm + apply_gradients(agent.policy, agent.policy_optimizer, policy_gradients, args.max_grad_norm)
-        keeper.watch(norm + metrics["losses/critic_loss"] + metrics["losses/policy_loss"], step)
+        fractions = n / args.learner_steps, (n - first) / (last - first)
+        progress = Progress(*(torch.full((), fraction, device=sampler.device) for fraction in fractions))
+        metrics = compute(args, agent, teacher, batch, progress)
+        norm = optimizer_step(agent.critic, agent.critic_optimizer, args.max_grad_norm)
+        norm = norm + optimizer_step(agent.policy, agent.policy_optimizer, args.max_grad_norm)
+        run.watch(norm + metrics["losses/critic_loss"] + metrics["losses/policy_loss"], n)
         if (n + 1) % args.target_period == 0:
             agent.copy_targets()
-        keeper.clock["learner_step"] = n + 1
         if (n + 1) % args.eval_every == 0 or n + 1 == args.learner_steps:
-            rate = (step + 1 - start) / (time.perf_counter() - began)
-            keeper.log(metrics | {"charts/UPS": rate}, keeper.evaluate(agent.policy))
+            # The line waits in a queue until its evaluation, which runs beside learning, is there.
+            run.log(n + 1, metrics | {"charts/UPS": run.updates_per_second}, evaluate=agent.policy)
 
 
 def overestimation(agent: Agent, episodes: list[Episode], gamma: float, device: torch.device) -> float:
@@ -413,61 +429,64 @@ def dqda_cosine(agent: Agent, teacher: Teacher, episodes: list[Episode], device:
     return ((weight * F.cosine_similarity(student, guidance, dim=-1)).sum() / weight.sum().clamp(min=1e-12)).item()
 
 
+# ======== algorithm 1
+
+
 def main(args: Args) -> Path:
-    """Clone, evaluate the clone, then deploy and learn for every cycle; returns the run folder."""
+    """Clone, evaluate the clone, then deploy and learn for every cycle; returns the run's folder.
+
+    A continued run goes through the same lines as a new one: `run.cycle` and `run.step` say how far it was, `run.steps`
+    counts on from there, and batches that were deployed are read back.
+    """
     env = envs.spec(args.env_id)
-    given, args = args, args.resolved(env)
-    device = run.configure_torch(args)
-    teacher = teachers.load(args.teacher, env, args.NEEDS, device)
-    num_episodes = round(args.actor_steps / env.episode_length)
-    with Run(given, args, env, teacher, METRICS + args.own_metrics, AFTER_PRETRAINING, __file__) as keeper:
-        torch.manual_seed(run.stream_seed(args.seed, run.WEIGHTS))
+    args = resolve(args, env)
+    device = launch.configure_torch(args)
+    teacher = teachers.load(args.teacher, env, NEEDS, device)
+    with Run(args, row(args), env, teacher, METRICS, AFTER_PRETRAINING, __file__) as run:
+        torch.manual_seed(rollouts.stream_seed(args.seed, rollouts.WEIGHTS))
         agent = Agent(args, env, device)
-        sampler = torch.Generator(device).manual_seed(run.stream_seed(args.seed, run.SAMPLING))
-        keeper.track(**vars(agent), sampler=sampler)
-        compute = keeper.compiled(gradients, device) if args.compile else gradients
+        sampler = torch.Generator(device).manual_seed(rollouts.stream_seed(args.seed, rollouts.SAMPLING))
         sizes = (env.obs_size, env.action_size, args.n_step, args.gamma, device)
-        max_episodes = num_episodes + args.demos_in_replay * args.demo_episodes
-        replay = Replay(max_episodes * env.episode_length, max_episodes, *sizes)
-        if teacher is not None and (args.demos_in_replay or not keeper.pretrained):
-            episodes = keeper.demonstrations(teacher)
-            demos = Replay(len(episodes) * env.episode_length, len(episodes), *sizes)
-            demos.append(episodes)
-            demos.annotate("teacher_action", teacher.action)  # a*, where the executed action has noise
-            if args.demos_in_replay:
-                replay.append(episodes)
-            clone(args, agent, demos, sampler, keeper)
-            evaluate_clone(args, agent, demos, sampler, keeper)
-            keeper.log({"teacher/episodic_return": np.mean(keeper.score(keeper.dir / "teacher.json", teacher.action))})
-            del episodes, demos
-        support = (args.num_atoms, args.v_min, args.v_max)
-        keeper.keep_policy(0, agent.policy, agent.critic, support)
-        batch_episodes = run.split(num_episodes, args.num_cycles)
-        batch_steps = run.split(args.learner_steps, args.num_cycles)
+        replay = Replay(capacity(args, env), *sizes)
+        compute = launch.compiled(compute_gradients, device, run.timed) if args.compile else compute_gradients
+        run.restore(**vars(agent), sampler=sampler)
+
+        # ---- cycle 0: clone the teacher, then let the critic learn the clone's values (section 3.2)
+        if run.cycle == 0:
+            if teacher is not None:
+                demos = Replay(args.demo_episodes * env.episode_length, *sizes)
+                demos.append(run.demonstrations())
+                demos.annotate("teacher_action", teacher.action)  # a*, where the executed action has noise
+                clone(args, agent, demos, sampler, run)
+                pretrain_critic(args, agent, demos, sampler, run)
+                del demos
+                run.log(args.bc_steps + args.critic_steps, {"teacher/episodic_return": run.score_teacher()})
+            run.next_cycle(agent.policy, agent.critic)
+        if args.demos_in_replay:
+            replay.append(run.demonstrations())
+
+        # ---- cycles 1 to N: deploy a fixed policy, then learn from all batches so far (algorithm 1)
         for cycle in range(1, args.num_cycles + 1):
-            start = keeper.enter(f"cycle {cycle}", checkpoint=keeper.kept(cycle - 1))
-            episodes = keeper.deploy(cycle, agent.previous_policy, args.sigma, batch_episodes[cycle - 1])
+            first = learned_after(args, run.actor_step)
+            # Deployed is pi_{k-1}: where a cycle is continued and its batch is lost, `agent.policy` has moved on.
+            episodes = run.deploy(cycle, agent.previous_policy, args.sigma, deployed_after(args, env, cycle))
             replay.append(episodes)
-            cycle_start, cycle_steps = sum(batch_steps[: cycle - 1]), batch_steps[cycle - 1]
-            keeper.clock.update(cycle=cycle, learner_step=cycle_start, pretrain_step=None)
-            keeper.clock["actor_step"] += sum(len(episode.reward) for episode in episodes)
-            if start is None:  # the run had finished this cycle before it was continued
+            if cycle < run.cycle:  # learned from before this run was continued
                 continue
-            with keeper.timed("annotating"):
+            with run.timed("annotating"):
                 annotate(args, replay, agent.bc_policy, agent.previous_policy, teacher)
-            if start == 0:
+            if run.step == first:
                 values = {"deploy/episodic_return": np.mean([episode.episodic_return for episode in episodes])}
                 values |= {"losses/overestimation": overestimation(agent, episodes, args.gamma, device)}
-                values |= {"charts/SPS": keeper.deploy_sps}
                 if teacher is not None and teacher.gives_gradients:
                     values |= {"teacher/dqda_cosine": dqda_cosine(agent, teacher, episodes, device)}
-                keeper.log(values, keeper.evaluate(agent.policy) if cycle == 1 else None)
-            learn(args, agent, teacher, replay, sampler, keeper, compute, start, cycle_start, cycle_steps)
+                run.log(first, values | {"charts/SPS": run.sps}, evaluate=agent.policy if cycle == 1 else None)
+            last = learned_after(args, run.actor_step)
+            learn(args, agent, teacher, replay, sampler, run, compute, first, last)
             agent.previous_policy.load_state_dict(agent.policy.state_dict())
-            keeper.keep_policy(cycle, agent.policy, agent.critic, support)
-        keeper.enter("the end")
-        return keeper.finish(*args.queries(len(replay)))
+            run.next_cycle(agent.policy, agent.critic)
+        return run.report(**queries(args, len(replay)))
 
 
 if __name__ == "__main__":
-    run.launch(Args, main)
+    launch.launch(Args, main)

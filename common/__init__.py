@@ -2,4 +2,8 @@
 
 
 class UserError(ValueError):
-    """Something the user can put right; `run.launch` prints its one sentence instead of a traceback."""
+    """Something the user can put right; `launch.launch` prints its one sentence instead of a traceback."""
+
+
+class Interrupted(Exception):
+    """SIGINT or SIGTERM arrived; everything that a later `--resume` needs is on the disk."""

@@ -1,4 +1,4 @@
-"""dm_control suite tasks with flat float32 observations and actions in [-1, 1]."""
+"""Tasks with flat float32 observations and actions in [-1, 1]: dm_control's suite, or your own FILE.py:Class."""
 
 import difflib
 import functools
@@ -7,11 +7,11 @@ import logging
 import math
 import os
 from types import ModuleType
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from common import UserError
+from common import UserError, foreign
 
 # dm_control opens a rendering back end on import unless told otherwise; training needs none. Video sets its own.
 os.environ.setdefault("MUJOCO_GL", "disabled")
@@ -41,8 +41,45 @@ def _suite() -> ModuleType:
     return suite
 
 
-class Env:
-    """One task. An episode is a pure function of its seed and its actions, however often the object was used before."""
+class Env(Protocol):
+    """One task. An episode is a pure function of its seed and its actions, however often the object was used before.
+
+    Your own is built as `Class()`, in this process and in workers.
+    """
+
+    spec: EnvSpec
+
+    def reset(self, seed: int, obs: np.ndarray) -> None:
+        """Start the episode of this seed (32 bits) and write its first observation into `obs`, (obs_size,)."""
+        ...
+
+    def step(self, action: np.ndarray, obs: np.ndarray) -> tuple[float, float, bool]:
+        """Take one control step with `action`, (action_size,) in [-1, 1]; the observation goes into `obs`.
+
+        Returns reward, discount and whether the episode is over. The discount is dm_env's: 0 after a termination, 1 at
+        a time limit, where the target still bootstraps.
+        """
+        ...
+
+
+def make(env_id: str) -> Env:
+    """The task `env_id`: domain-task of dm_control's suite, or FILE.py:Class. Raises UserError if there is none."""
+    if not foreign.is_reference(env_id):
+        return SuiteEnv(env_id)
+    env = foreign.guard(env_id, "building it", lambda: foreign.load_class(env_id)())
+    env.spec = env.spec._replace(env_id=env_id)
+    return env
+
+
+def versions(env_id: str) -> list[str]:
+    """What the same seed and actions need to give the same episode."""
+    if foreign.is_reference(env_id):
+        return [f"file {foreign.digest(env_id)}"]
+    return [f"{package} {importlib.metadata.version(package)}" for package in ("dm-control", "mujoco")]
+
+
+class SuiteEnv:
+    """A task of dm_control's suite."""
 
     def __init__(self, env_id: str) -> None:
         """Load `env_id`, written `domain-task`, such as `cartpole-swingup`.
@@ -76,16 +113,12 @@ class Env:
         self.spec = EnvSpec(env_id, obs_size, action_spec.shape[0], length)
 
     def reset(self, seed: int, obs: np.ndarray) -> None:
-        """Start the episode of this seed (32 bits) and write its first observation into `obs`, (obs_size,)."""
+        """As `Env` says."""
         self.dm_env.task.random.seed(seed)
         _flatten(self.dm_env.reset().observation, obs)
 
     def step(self, action: np.ndarray, obs: np.ndarray) -> tuple[float, float, bool]:
-        """Take one control step with `action`, (action_size,) in [-1, 1]; the observation goes into `obs`.
-
-        Returns reward, discount and whether the episode is over. The discount is dm_env's: 0 after a termination, 1 at
-        a time limit, where the target still bootstraps.
-        """
+        """As `Env` says; the discount is the suite's own."""
         timestep = self.dm_env.step(self._middle + self._half_range * action)
         _flatten(timestep.observation, obs)
         return timestep.reward, timestep.discount, timestep.last()
@@ -98,5 +131,5 @@ def _flatten(observation: dict[str, np.ndarray], out: np.ndarray) -> None:
 
 @functools.cache
 def spec(env_id: str) -> EnvSpec:
-    """Sizes of the task `env_id`. Raises UserError as `Env` does."""
-    return Env(env_id).spec
+    """Sizes of the task `env_id`. Raises UserError as `make` does."""
+    return make(env_id).spec

@@ -20,8 +20,10 @@ import torch
 import tyro
 from PIL import Image
 
-from common import UserError, envs, files, report, rollouts, teachers
+from common import UserError, envs, files, report, rollouts, snapshots
+from common.workers import Workers
 
+ROOT = Path(__file__).resolve().parent.parent
 STREAM = 0x6576616C  # ASCII "eval"; a run's streams start with its seed, which nobody sets to 1702257004
 HEIGHT, WIDTH, MAX_FRAMES = 240, 320, 250  # a GIF of 1 MB or less [ours]
 PLAIN = {"shadow": False, "reflection": False}  # without a GPU these two take 60 % of the drawing time
@@ -62,9 +64,9 @@ def find_snapshot(path: Path) -> Path:
     return found[0]
 
 
-def score(snapshot: teachers.Snapshot, episodes: int, seed: int, num_workers: int) -> np.ndarray:
+def score(snapshot: snapshots.Snapshot, episodes: int, seed: int, num_workers: int) -> np.ndarray:
     """Undiscounted returns of the noise-free episodes 0 to `episodes` - 1 of `seed`, (episodes,) float64."""
-    workers = rollouts.Workers(num_workers)
+    workers = Workers(num_workers)
     try:
         done = workers.collect(snapshot.env_id, snapshot.action, 0.0, (STREAM, seed), range(episodes))
     finally:
@@ -97,6 +99,23 @@ def choose_renderer() -> None:
     )
 
 
+def check_renderer() -> None:
+    """Raise UserError if nothing on this machine can film; asked in a process of its own, as `film_apart` films."""
+    _apart("-c", "from common import evaluate; evaluate.choose_renderer()")
+
+
+def film_apart(snapshot_path: Path, output: Path) -> None:
+    """`film` in a process of its own, because this one has no rendering back end."""
+    _apart("-m", "common.evaluate", str(snapshot_path.resolve()), "--episodes", "0", "--video", str(output.resolve()))
+
+
+def _apart(*words: str) -> None:
+    env = {name: value for name, value in os.environ.items() if (name, value) != ("MUJOCO_GL", "disabled")}
+    done = subprocess.run([sys.executable, *words], cwd=ROOT, env=env, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise UserError(f"--capture-video: {done.stderr.strip().splitlines()[-1]}")
+
+
 def film(snapshot_path: Path, output: Path, seed: int) -> None:
     """Film episode 0 of `seed`, the first that `score` runs, about in real time, as `output`, a .gif.
 
@@ -107,9 +126,9 @@ def film(snapshot_path: Path, output: Path, seed: int) -> None:
     """
     if output.suffix != ".gif":
         raise UserError(f"--video {output}: expected a name that ends in .gif.")
-    snapshot = teachers.load_snapshot(snapshot_path, torch.device("cpu"))
+    snapshot = snapshots.load(snapshot_path, torch.device("cpu"))
     choose_renderer()
-    env = envs.Env(snapshot.env_id)
+    env = envs.SuiteEnv(snapshot.env_id)
     every = math.ceil(env.spec.episode_length / MAX_FRAMES)
     frames, rewards, last = [], [], False
     # The same ten rows, thread and seed as in `rollouts.run_block`, so that this is the scored episode bit for bit.
@@ -142,7 +161,7 @@ def main(args: Args) -> None:
     path = find_snapshot(args.path)
     if args.episodes < 0 or args.seed < 0 or args.num_workers < 0:
         raise UserError("--episodes, --seed and --num-workers can't be negative.")
-    snapshot = teachers.load_snapshot(path, torch.device("cpu"))
+    snapshot = snapshots.load(path, torch.device("cpu"))
     if args.video is not None:
         film(path, args.video, args.seed)
         os.environ["MUJOCO_GL"] = "disabled"  # the workers draw nothing

@@ -41,18 +41,16 @@ class Replay:
     def __init__(
         self,
         capacity: int,
-        max_episodes: int,
         obs_size: int,
         action_size: int,
         n_step: int,
         gamma: float,
         device: torch.device,
     ) -> None:
-        """Reserve room for `capacity` transitions in `max_episodes` episodes; on a CPU, untouched memory is free."""
+        """Reserve room for `capacity` transitions; on a CPU, untouched memory is free."""
         self._n_step, self._gamma, self._capacity, self._device = n_step, gamma, capacity, device
-        self._max_episodes = max_episodes
         # Row i < capacity is the observation of transition i; the last observations of episodes stand behind them.
-        self._obs = torch.empty(capacity + max_episodes, obs_size, device=device)
+        self._obs = torch.empty(capacity + max(1, capacity // 1000), obs_size, device=device)
         self._next_index = torch.empty(capacity, dtype=torch.int32, device=device)
         self._columns = {
             "action": torch.empty(capacity, action_size, device=device),
@@ -79,11 +77,12 @@ class Replay:
             ValueError: the batch is empty or doesn't fit.
         """
         start, count = len(self), sum(len(episode.reward) for episode in episodes)
-        if count == 0 or start + count > self._capacity or self._num_episodes + len(episodes) > self._max_episodes:
-            raise ValueError(
-                f"a batch of {count} transitions in {len(episodes)} episodes doesn't fit: {start} of {self._capacity} "
-                f"transitions and {self._num_episodes} of {self._max_episodes} episodes are used"
-            )
+        if count == 0 or start + count > self._capacity:
+            raise ValueError(f"a batch of {count} transitions doesn't fit: {start} of {self._capacity} are used")
+        room = len(self._obs) - self._capacity - self._num_episodes
+        if len(episodes) > room:  # many short episodes: at least twice the rows for last observations
+            more = max(len(episodes), len(self._obs) - self._capacity)
+            self._obs = torch.cat([self._obs, self._obs.new_empty(more, self._obs.shape[1])])
         next_index, returns, discounts, at = [], [], [], start
         for episode in episodes:
             length = len(episode.reward)

@@ -110,7 +110,7 @@ def _read_deployed(run_dir: Path) -> tuple[np.ndarray, np.ndarray]:
     return np.array(cycles, np.int64), np.array(returns)
 
 
-def make_report(run_dir: Path, facts: dict[str, Any]) -> dict[str, Any]:
+def make_report(run_dir: Path, queries: dict[str, int], seconds: dict[str, float]) -> dict[str, Any]:
     """Compute everything that `report.json` says from the raw files of a run folder, write it and return it.
 
     regret = sum over deployed episodes of (teacher's mean return - episodic return); `dip` and `falls` as those
@@ -118,19 +118,20 @@ def make_report(run_dir: Path, facts: dict[str, Any]) -> dict[str, Any]:
     since the kept cycle before it.
 
     Args:
-        facts: `teacher_returns` (list or None), `states_annotated`, `gradients_asked`, `seconds` by phase.
+        queries: how much the teacher was asked, by what. seconds: by phase.
 
     Raises:
         UserError: a raw file is missing or damaged.
     """
-    args = files.load_json(run_dir / "args.json", "arguments")
+    content = files.load_json(run_dir / "args.json", "arguments")
     rows, evaluations = read_metrics(run_dir / "metrics.csv"), _read_evaluations(run_dir)
     deployed_cycle, deployed_return = _read_deployed(run_dir)
-    resolved, has_clone = args["resolved"], args["resolved"]["teacher"] != "none"
+    args, has_clone = content["args"], content["args"]["teacher"] != "none"
 
     teacher, regret = None, None
-    if facts["teacher_returns"] is not None:
-        teacher = {"name": resolved["teacher"], "return": summarise(np.array(facts["teacher_returns"], np.float64))}
+    if has_clone:
+        returns = np.array(files.load_json(run_dir / "teacher.json", "evaluation")["returns"], np.float64)
+        teacher = {"name": args["teacher"], "sha256": content["teacher_sha256"], "return": summarise(returns)}
         regret = float((teacher["return"]["mean"] - deployed_return).sum())
     start = summarise(evaluations[0][1])
     cycles, previous = [], 0
@@ -147,10 +148,10 @@ def make_report(run_dir: Path, facts: dict[str, Any]) -> dict[str, Any]:
         )
         previous = cycle
     report = {
-        "row": args["row"],
-        "env_id": resolved["env_id"],
-        "seed": resolved["seed"],
-        "script": args["script"],
+        "row": content["row"],
+        "env_id": args["env_id"],
+        "seed": args["seed"],
+        "script": content["script"],
         "teacher": teacher,
         "clone": {"return": start} if has_clone else None,
         "final": {"return": summarise(list(evaluations.values())[-1][1])},
@@ -159,8 +160,8 @@ def make_report(run_dir: Path, facts: dict[str, Any]) -> dict[str, Any]:
         "falls": falls([returns for _, returns in evaluations.values()]),
         "regret": regret,
         "regret_per_episode": regret / len(deployed_return) if teacher and len(deployed_return) else None,
-        "teacher_queries": {name: facts[name] for name in ("states_annotated", "gradients_asked")},
-        "seconds": facts["seconds"],
+        "teacher_queries": queries,
+        "seconds": seconds,
         "wall_s": rows[-1]["wall_s"] if rows else None,
     }
     files.save_json(run_dir / "report.json", report)

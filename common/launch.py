@@ -1,0 +1,190 @@
+"""The command line, the device, and a user's mistake as one sentence.
+
+The types of a script's flags say which numbers they take, so a flag is checked where it is written:
+`sigma: NonNegativeFloat = 0.3`.
+"""
+
+import dataclasses
+import math
+import os
+import shlex
+import shutil
+import sys
+import time
+import typing
+from collections.abc import Callable, Collection
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import torch
+import tyro
+from tqdm import tqdm
+
+from common import Interrupted, UserError, files
+
+
+class Range(NamedTuple):
+    """The numbers that a flag takes: low to high, `low` itself unless `above`, and no infinity unless `inf`."""
+
+    low: float = -math.inf
+    high: float = math.inf
+    above: bool = False
+    inf: bool = False
+
+    def __contains__(self, value: float) -> bool:
+        if math.isnan(value) or (math.isinf(value) and not self.inf):
+            return False
+        return (value > self.low if self.above else value >= self.low) and value <= self.high
+
+    def __str__(self) -> str:
+        lower = "" if self.low == -math.inf else f" above {self.low:g}" if self.above else f" from {self.low:g} on"
+        if self.high < math.inf:
+            lower = f" from {self.low:g} to {self.high:g}"
+        return f"a{' finite' * (not self.inf)} number{lower}"
+
+
+PositiveInt = Annotated[int, Range(0, above=True)]
+NonNegativeInt = Annotated[int, Range(0)]
+PositiveFloat = Annotated[float, Range(0, above=True)]
+NonNegativeFloat = Annotated[float, Range(0)]
+PositiveOrInf = Annotated[float, Range(0, above=True, inf=True)]
+
+
+def _range(hint: Any) -> Range | None:
+    """The range in a flag's type, also inside `... | None`."""
+    for part in getattr(hint, "__metadata__", ()):
+        if isinstance(part, Range):
+            return part
+    return next(filter(None, map(_range, typing.get_args(hint))), None)
+
+
+def check_flags(args: Any) -> None:
+    """Raise UserError if a number is outside the range that its flag's type states, or isn't finite."""
+    for name, hint in typing.get_type_hints(type(args), include_extras=True).items():
+        value, allowed = getattr(args, name), _range(hint) or Range()
+        if isinstance(value, int | float) and not isinstance(value, bool) and value not in allowed:
+            raise UserError(f"--{name.replace('_', '-')} must be {allowed}, not {value}.")
+
+
+def row_name(name: str, args: Any, readings: tuple[str, ...]) -> str:
+    """`name`, and behind it each of the flags `readings` that isn't the default: two readings never share a name."""
+    for field in dataclasses.fields(args):
+        value, flag = getattr(args, field.name), field.name.replace("_", "-")
+        if field.name in readings and value != field.default:
+            name += (
+                f",{flag}" if value is True else f",{flag}:{value:g}" if type(value) is float else f",{flag}:{value}"
+            )
+    return name
+
+
+# Flags that may change when a run is continued, because they don't change its result.
+FREE_FLAGS = {
+    "resume", "run_dir", "pretrained", "num_workers", "track", "wandb_project_name", "wandb_entity", "capture_video",
+    "demo_dir", "checkpoint_every", "ray_address",
+}  # fmt: skip
+
+
+def difference(args: Any, other: dict[str, Any], may_differ: Collection[str] = ()) -> tuple[str, Any, Any] | None:
+    """The first flag of `args` that matters to the result and is another in `other`: its name, mine, theirs."""
+    for name, value in dataclasses.asdict(args).items():
+        if name not in FREE_FLAGS and name not in may_differ and other.get(name, value) != value:
+            return "--" + name.replace("_", "-"), value, other[name]
+    return None
+
+
+def command(args: Any, script: str) -> str:
+    """What starts this run again from nothing: its task and the flags that aren't the default, no folder."""
+    words = ["python", script]
+    for field in dataclasses.fields(args):
+        value, flag = getattr(args, field.name), "--" + field.name.replace("_", "-")
+        if field.name in ("run_dir", "resume", "pretrained") or (value == field.default and field.name != "env_id"):
+            continue
+        if isinstance(value, bool):
+            words.append(flag if value else flag.replace("--", "--no-", 1))
+        else:
+            words += [flag, str(value)]
+    return shlex.join(words)
+
+
+def saved_args(args_type: type, run_dir: Path) -> Any:
+    """The arguments of the run in `run_dir`.
+
+    Raises:
+        UserError: there is no run, its `args.json` is damaged, or another script or version wrote it.
+    """
+    if not (run_dir / "args.json").exists():
+        raise UserError(f"{run_dir} holds no run: it has no args.json.")
+    content = files.load_json(run_dir / "args.json", "arguments")
+    script = Path(sys.modules[args_type.__module__].__file__).name
+    if content["script"] != script:
+        raise UserError(f"{run_dir} is a run of {content['script']}, not of {script}.")
+    try:
+        return args_type(**content["args"])
+    except TypeError as error:
+        raise UserError(f"{run_dir} was written by another version of {script}: {error}.") from error
+
+
+def launch(args_type: type, main: Callable[[Any], Path]) -> None:
+    """Parse the command line, run `main`, and turn a user's mistake into one sentence and exit status 1."""
+
+    def parse(**kwargs: Any) -> Any:
+        return tyro.cli(args_type, description=sys.modules["__main__"].__doc__, **kwargs)
+
+    args = parse()
+    try:
+        if args.resume is not None:  # what isn't on the command line is as it was, so each difference is a wish
+            args = parse(default=saved_args(args_type, Path(args.resume)))
+            args = dataclasses.replace(args, run_dir=args.resume, resume=None)
+        main(args)
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    except Interrupted as stop:
+        print(stop.args[0], file=sys.stderr)
+        sys.exit(128 + stop.args[1])
+
+
+def configure_torch(args: Any) -> torch.device:
+    """Set threads and determinism as the flags say; returns the learner's device.
+
+    Raises:
+        UserError: `--compile` without a C++ compiler.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS isn't deterministic
+    torch.set_num_threads(args.torch_threads)
+    torch.set_flush_denormal(True)  # denormal numbers are slow and change nothing
+    torch.use_deterministic_algorithms(args.torch_deterministic)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # all memory is written before it is read
+    device = torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
+    if args.compile and device.type == "cpu" and shutil.which(os.environ.get("CXX", "g++")) is None:
+        raise UserError("--compile needs a C++ compiler: install g++, or leave the flag out.")
+    return device
+
+
+def compiled(function: Callable, device: torch.device, timed: Callable[[str], AbstractContextManager]) -> Callable:
+    """`torch.compile` a whole update: no graph break, autograd inside, CUDA graphs on a GPU, and never compiled anew.
+
+    The first call's time is told, and booked by `timed`. Raises UserError then if there is no whole graph.
+    """
+    torch._dynamo.reset()
+    torch._dynamo.config.error_on_recompile = True
+    torch._dynamo.config.trace_autograd_ops = True
+    mode = "reduce-overhead" if device.type == "cuda" else None
+    update = torch.compile(function, fullgraph=True, dynamic=False, mode=mode)
+    first = True
+
+    def compile_and_call(*args: Any) -> Any:
+        nonlocal first
+        if not first:
+            return update(*args)
+        first, began = False, time.monotonic()
+        try:
+            with timed("compiling"):
+                result = update(*args)
+        except torch._dynamo.exc.TorchDynamoException as error:  # such as a teacher that reads a value
+            reason = str(error).strip().partition("\n")[0]
+            raise UserError(f"--compile: the update can't be compiled as one graph ({reason}).") from error
+        tqdm.write(f"compiling the update took {time.monotonic() - began:.0f} s")
+        return result
+
+    return compile_and_call
