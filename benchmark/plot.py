@@ -251,14 +251,13 @@ def columns(panel: Panel) -> dict[str, Any]:
 
 def title(panel: Panel) -> str:
     """The panel in words."""
-    return (
-        f"{panel.num_cycles} cycle{'s' * (panel.num_cycles > 1)}, {teacher_title(panel.teacher)}, {panel.budget.title}"
-    )
+    cycles = f"{panel.num_cycles} cycle{'s' * (panel.num_cycles > 1)}"
+    return f"{cycles}, {teacher_title(panel.teacher)}, {panel.budget.title}"
 
 
 def teacher_title(teacher: str) -> str:
     """The --teacher in words."""
-    return f"{ {'none': 'no', 'mid': 'mid-tier'}.get(teacher, Path(teacher).name) } teacher"
+    return {"none": "no", "mid": "mid-tier"}.get(teacher, Path(teacher).name) + " teacher"
 
 
 def sizes(rows: Iterable[list[Run]]) -> str:
@@ -293,13 +292,13 @@ def draw_curves(path: Path, panels: dict[str, Rows], heading: str = "") -> None:
     for axes in grid.flat[len(panels) :]:
         axes.remove()
     handles: dict[str, Any] = {}
-    highest = 0.0
+    lowest = highest = 0.0
     for i, (axes, (name, rows)) in enumerate(zip(grid.flat, panels.items(), strict=False)):
         for row, (x, mean, deviation) in average_curves(rows).items():
             if len(x) > 100:
                 window = max(DIP_EVALUATIONS, len(x) // 100)
                 mean, deviation = trailing_mean(mean, window), trailing_mean(deviation, window)
-            highest = max(highest, (mean + deviation).max())
+            lowest, highest = min(lowest, mean.min()), max(highest, (mean + deviation).max())
             axes.fill_between(x, mean - deviation, mean + deviation, color=look[row]["color"], alpha=0.1, linewidth=0)
             handles[row] = axes.plot(x, mean, linewidth=1.1, **look[row])[0]
         taught = defaultdict(list)
@@ -309,9 +308,9 @@ def draw_curves(path: Path, panels: dict[str, Rows], heading: str = "") -> None:
                 taught[run.env_id].append(run.report["teacher"]["return"]["mean"])
         if taught:
             level = np.mean([np.mean(means) for means in taught.values()])
-            highest = max(highest, level)
+            lowest, highest = min(lowest, level), max(highest, level)
             handles["teacher"] = axes.axhline(level, color="black", linestyle="--", linewidth=0.8)
-        ends = [cycle["learner_step"] for cycle in members[0].report["cycles"]]
+        ends = [cycle["learner_step"] for cycle in members[0].report["cycles"] if cycle["after_learning"]]
         for end in ends[:-1] if len(ends) <= MAX_CYCLE_LINES else []:
             axes.axvline(end, color="0.88", linewidth=0.6, zorder=0)
         axes.set_title(name)
@@ -322,7 +321,8 @@ def draw_curves(path: Path, panels: dict[str, Rows], heading: str = "") -> None:
             axes.set_xlabel("learner steps")
         if i % across == 0:
             axes.set_ylabel("episodic return, mean ± std")
-    axes.set_ylim(-0.03 * highest, 1.03 * highest)  # shared; a curve at 0 stays visible above the axis
+    room = 0.03 * (highest - lowest) or 1.0  # so that a curve at 0 stays visible above the axis
+    axes.set_ylim(lowest - room, highest + room)  # of all panels
     names = sorted(handles, key=_place)
     fit = max(1, 100 // (6 + max(map(len, names))))  # of 6.5 inches
     in_line = -(-len(names) // -(-len(names) // fit))  # lines of equal length
