@@ -1,7 +1,11 @@
 """Average finished runs: learning curves as in the paper's figures 4-7, and statistics over runs and tasks.
 
-    python benchmark/plot.py runs/cheetah-run__* runs/walker-run__* --output figures
+    python benchmark/plot.py runs/* --output figures
+    python benchmark/plot.py benchmark/results/campaign --paper --output figures
     python benchmark/plot.py --alpha
+
+A run is given as its folder, as the small file that sweep.py keeps of it, or as a folder of such files. Runs of other
+budgets, teachers or numbers of cycles get panels of their own. A panel averages over the tasks that all its rows have.
 
 A run counts as one score per task, the mean of its final report episodes / 1000. The statistics are those of rliable
 (Agarwal et al. 2021): interquartile mean, probability of improvement, and 95 % intervals from a bootstrap of the runs
@@ -14,24 +18,57 @@ import io
 import itertools
 import sys
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
+import runs
 import torch
 import tyro
-from tqdm import tqdm
+from runs import Budget, Run
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from common import UserError, files, report
+from common import UserError, files
+from common.report import DIP_EVALUATIONS, MAX_CYCLE_LINES
 
 RESAMPLES = 10_000  # of a bootstrap [ours]
-METHODS = ("bc", "bc_reg", "bc_reg_decay", "between", "ta", "ta_qf", "tg")  # the order of rows in figures
-COLOURS = ("0.35", "#E69F00", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#B8A900")  # after Okabe and Ito
 FINAL, DIP = "IQM of final return / 1000", "IQM of dip / 1000"
 IMPROVEMENT = "probability of improvement over bc"
+COLOURS = {  # of each row, in the order of figures: a hue for a method, lighter for rate 5; after Okabe and Ito
+    "bc": "0.35",
+    "bc_reg": "#E69F00",
+    "bc_reg_decay:1": "#0072B2",
+    "bc_reg_decay:5": "#56B4E9",
+    "between:1": "#7A5230",
+    "between:5": "#C29A6B",
+    "ta:1": "#C23B00",
+    "ta:5": "#F28148",
+    "ta_qf": "#9B4F96",
+    "tg:1": "#007D5C",
+    "tg:5": "#4DB88A",
+}
+OTHER_COLOUR = "#B8A900"  # of rows that aren't in the list
+OTHER_STYLES = (":", "-.", (0, (3, 1, 1, 1, 1, 1)))  # of other readings of a row, which have its colour
+
+
+class Figure(NamedTuple):
+    """What a figure of the paper shows: one panel for each number of cycles."""
+
+    teacher: str
+    num_cycles: tuple[int, ...]
+    rows: tuple[str, ...]
+
+
+DECAY, ACTIONS, GRADIENTS = ("bc_reg_decay:1", "bc_reg_decay:5"), ("ta:1", "ta:5"), ("tg:1", "tg:5")
+FIGURES = {
+    "4": Figure("expert", (4, 8), ("bc", "bc_reg")),
+    "5": Figure("expert", (4, 8), ("bc", *DECAY)),
+    "6a": Figure("expert", (4,), (*DECAY, *ACTIONS, "ta_qf")),
+    "6b": Figure("expert", (4,), (*DECAY, *ACTIONS, *GRADIENTS)),
+    "7": Figure("mid", (4,), ("bc", *DECAY, *ACTIONS, "ta_qf", *GRADIENTS)),
+}
 
 
 @dataclass
@@ -39,97 +76,71 @@ class Args:
     """Average runs."""
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
-    """folders of finished runs"""
+    """folders of finished runs, kept files of runs, or folders of kept files"""
     output: Path = Path("figures")
     """folder for figures and CSV files"""
+    paper: bool = False
+    """draw the paper's figures 4 to 7 and one figure of all tasks for each budget, instead of one figure of all runs"""
     alpha: bool = False
     """also draw Figure 2: alpha against learner steps for decay rates 1, 2 and 5"""
 
 
-class Run(NamedTuple):
-    """What is averaged of one run. `steps` and `returns` are those of its n evaluations, (n,)."""
+class Panel(NamedTuple):
+    """What the runs of one panel have in common."""
 
-    row: str
-    num_cycles: int
-    env_id: str
-    seed: int
+    budget: Budget
     teacher: str
-    steps: np.ndarray
-    returns: np.ndarray
-    report: dict[str, Any]
+    num_cycles: int
 
 
-def load_run(folder: Path) -> Run:
-    """Read a finished run.
-
-    Raises:
-        UserError: it isn't one, or a file of it is damaged.
-    """
-    if not (folder / "report.json").is_file():
-        raise UserError(f"{folder} is no folder of a finished run: it has no report.json.")
-    resolved = files.load_json(folder / "args.json", "arguments")["resolved"]
-    content = files.load_json(folder / "report.json", "report")
-    steps, returns = report.curve(report.read_metrics(folder / "metrics.csv"))
-    if len(steps) == 0:
-        raise UserError(f"{folder} has no evaluations in its metrics.csv, so it has no curve.")
-    row = content["row"] if resolved["teacher"] != "none" else f"{content['row']}, no teacher"
-    key = (row, resolved["num_cycles"], resolved["env_id"], resolved["seed"], resolved["teacher"])
-    return Run(*key, steps, returns, content)
+Rows = dict[str, list[Run]]  # the runs of each row, in the order of figures
 
 
-def group_runs(runs: list[Run]) -> dict[int, dict[str, list[Run]]]:
-    """Runs by number of cycles and row, in the order of figures.
-
-    Raises:
-        UserError: they can't be compared: a run is there twice, teachers are mixed, or a row lacks tasks of another.
-    """
-    panels: dict[int, dict[str, list[Run]]] = defaultdict(lambda: defaultdict(list))
-    teachers: dict[str, str] = {}
-    for run in sorted(runs, key=lambda run: (run.num_cycles, *_place(run.row), run.env_id, run.seed)):
-        same = panels[run.num_cycles][run.row]
-        if any((other.env_id, other.seed) == (run.env_id, run.seed) for other in same):
-            name = f"{run.row}, {run.env_id}, {run.num_cycles} cycles, seed {run.seed}"
-            raise UserError(f"two runs are both {name}; give one of them.")
-        if run.teacher != "none" and teachers.setdefault(run.env_id, run.teacher) != run.teacher:
-            both = f"{teachers[run.env_id]} and {run.teacher}"
-            raise UserError(f"runs on {run.env_id} have different teachers, {both}; plot them apart.")
-        same.append(run)
-    for num_cycles, rows in panels.items():
-        tasks = {row: sorted({run.env_id for run in members}) for row, members in rows.items()}
-        for (row, has), (other, needs) in itertools.permutations(tasks.items(), 2):
-            if missing := set(needs) - set(has):
-                names = ", ".join(sorted(missing))
-                raise UserError(f"with {num_cycles} cycles, {other} has runs on {names} and {row} has none.")
+def group_runs(loaded: Iterable[Run]) -> dict[Panel, Rows]:
+    """Runs by panel and row, in the order of figures."""
+    panels: dict[Panel, Rows] = defaultdict(lambda: defaultdict(list))
+    for run in sorted(loaded, key=lambda run: (run.budget, run.teacher, run.num_cycles, *_place(run.row), run[1:3])):
+        panels[Panel(run.budget, run.teacher, run.num_cycles)][run.row].append(run)
     return panels
 
 
 def _place(row: str) -> tuple[int, str]:
-    method = row.partition(":")[0]
-    return METHODS.index(method) if method in METHODS else len(METHODS), row
+    base = row.partition(",")[0]
+    return list(COLOURS).index(base) if base in COLOURS else len(COLOURS), row
 
 
-def average_curves(panels: dict[int, dict[str, list[Run]]]) -> tuple[str, dict[tuple[int, str], np.ndarray]]:
+def on_common_tasks(name: str, panels: dict[Any, Rows]) -> dict[Any, Rows]:
+    """`panels` without the tasks that not all their rows have, which are told on stderr; empty if no task is left."""
+    tasks = [{run.env_id for run in members} for rows in panels.values() for members in rows.values()]
+    common = set.intersection(*tasks)
+    if left_out := set.union(*tasks) - common:
+        kept = f"only {', '.join(sorted(common))}" if common else "left out"
+        print(f"{name}: {kept}; not all rows have runs on {', '.join(sorted(left_out))}.", file=sys.stderr)
+    return {
+        panel: {row: [run for run in members if run.env_id in common] for row, members in rows.items()}
+        for panel, rows in panels.items()
+        if common
+    }
+
+
+def average_curves(rows: Rows) -> dict[str, np.ndarray]:
     """Mean and standard deviation (divided by n) over tasks and seeds, as the paper shades it.
 
     Curves are averaged at the evaluations' learner steps where all runs have the same ones, else, interpolated
-    linearly, at 201 points of the learner steps, or of their fraction of the total where totals differ.
+    linearly, at 201 points.
 
     Returns:
-        the name of x, and for each (number of cycles, row) x, mean and standard deviation, (3, points).
+        for each row learner steps, mean and standard deviation, (3, points).
     """
-    runs = [run for rows in panels.values() for members in rows.values() for run in members]
-    grid, total = runs[0].steps, runs[0].steps[-1]
-    same_total = all(run.steps[-1] == total for run in runs)
-    if not all(np.array_equal(run.steps, grid) for run in runs):
-        grid = np.linspace(0, total if same_total else 1, 201)
+    loaded = list(itertools.chain.from_iterable(rows.values()))
+    grid = loaded[0].steps
+    if not all(np.array_equal(run.steps, grid) for run in loaded):
+        grid = np.linspace(0, grid[-1], 201)
     curves = {}
-    for num_cycles, rows in panels.items():
-        for row, members in rows.items():
-            scales = [1 if same_total else run.steps[-1] for run in members]
-            pairs = zip(members, scales, strict=True)
-            values = np.stack([np.interp(grid, run.steps / scale, run.returns) for run, scale in pairs])
-            curves[num_cycles, row] = np.stack([grid, values.mean(0), values.std(0)])
-    return "learner steps" if same_total else "learner steps / total", curves
+    for row, members in rows.items():
+        values = np.stack([np.interp(grid, run.steps, run.returns) for run in members])
+        curves[row] = np.stack([grid, values.mean(0), values.std(0)])
+    return curves
 
 
 def interquartile_mean(scores: np.ndarray) -> np.ndarray:
@@ -174,10 +185,10 @@ def score_matrix(members: list[Run], score: Callable[[Run], float]) -> np.ndarra
     return np.array([scores[:fewest] for scores in of_task.values()]).T
 
 
-def summarise(panels: dict[int, dict[str, list[Run]]]) -> list[dict[str, Any]]:
-    """One dict for each number of cycles, row and measure, with the estimate and its 95 % interval."""
+def summarise(panels: dict[Panel, Rows]) -> list[dict[str, Any]]:
+    """One dict for each panel, row and measure, with the estimate and its 95 % interval."""
     lines = []
-    for num_cycles, rows in panels.items():
+    for panel, rows in panels.items():
         finals = {
             row: score_matrix(members, lambda run: run.report["final"]["return"]["mean"] / 1000)
             for row, members in rows.items()
@@ -186,7 +197,7 @@ def summarise(panels: dict[int, dict[str, list[Run]]]) -> list[dict[str, Any]]:
             counts = {sum(run.env_id == env_id for run in members) for env_id in {run.env_id for run in members}}
             if len(counts) > 1:
                 few, many = min(counts), max(counts)
-                text = f"{row}, {num_cycles} cycles: tasks have {few} to {many} runs; statistics use {few} of each."
+                text = f"{row}, {title(panel)}: tasks have {few} to {many} runs; statistics use {few} of each."
                 print(text, file=sys.stderr)
             measures = {FINAL: estimate(interquartile_mean, finals[row])}
             if all(run.report["dip"] for run in members):
@@ -196,7 +207,7 @@ def summarise(panels: dict[int, dict[str, list[Run]]]) -> list[dict[str, Any]]:
                 measures[IMPROVEMENT] = estimate(improvement, finals[row], finals["bc"])
             size = {"tasks": finals[row].shape[1], "runs_per_task": finals[row].shape[0]}
             for measure, (point, low, high) in measures.items():
-                line = {"num_cycles": num_cycles, "row": row, **size, "measure": measure}
+                line = {**columns(panel), "row": row, **size, "measure": measure}
                 lines.append(line | {"estimate": point, "low": low, "high": high})
     return lines
 
@@ -222,9 +233,39 @@ def load_pyplot() -> Any:
     return pyplot
 
 
-def _look(rows: list[str]) -> dict[str, dict[str, Any]]:
-    styles = [(style, colour) for style in ("-", "-.", ":") for colour in COLOURS]
-    return {row: {"color": colour, "linestyle": style} for row, (style, colour) in zip(rows, styles, strict=False)}
+def looks(rows: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Colour and line of each row: those of the paper look the same in every figure, rate 5 is dashed."""
+    look, others = {}, defaultdict(lambda: itertools.cycle(OTHER_STYLES))
+    for row in sorted(rows, key=_place):
+        base = row.partition(",")[0]
+        colour = COLOURS.get(base, OTHER_COLOUR)
+        style = ("--" if base.endswith(":5") else "-") if row in COLOURS else next(others[colour])
+        look[row] = {"color": colour, "linestyle": style}
+    return look
+
+
+def columns(panel: Panel) -> dict[str, Any]:
+    """The panel's columns in a CSV file."""
+    return {**panel.budget._asdict(), "teacher": panel.teacher, "num_cycles": panel.num_cycles}
+
+
+def title(panel: Panel) -> str:
+    """The panel in words."""
+    cycles = f"{panel.num_cycles} cycle{'s' * (panel.num_cycles > 1)}"
+    return f"{cycles}, {teacher_title(panel.teacher)}, {panel.budget.title}"
+
+
+def teacher_title(teacher: str) -> str:
+    """The --teacher in words."""
+    return {"none": "no", "mid": "mid-tier"}.get(teacher, Path(teacher).name) + " teacher"
+
+
+def sizes(rows: Iterable[list[Run]]) -> str:
+    """How many tasks and seeds `rows` have, in words."""
+    seeds = [sum(run.env_id == task for run in members) for members in rows for task in {run.env_id for run in members}]
+    tasks = len({run.env_id for members in rows for run in members})
+    most = f"{max(seeds)} seed{'s' * (max(seeds) > 1)}"
+    return f"{tasks} task{'s' * (tasks > 1)}, {f'{min(seeds)} to ' * (min(seeds) < max(seeds))}{most}"
 
 
 def trailing_mean(values: np.ndarray, window: int) -> np.ndarray:
@@ -234,85 +275,128 @@ def trailing_mean(values: np.ndarray, window: int) -> np.ndarray:
     return total / np.minimum(np.arange(1, len(values) + 1), window)
 
 
-def draw_curves(path: Path, panels: dict[int, dict[str, list[Run]]]) -> None:
-    """Draw one panel for each number of cycles, and write `curves.csv` beside the figure.
+def draw_curves(path: Path, panels: dict[str, Rows], heading: str = "") -> None:
+    """Draw one panel for each title, with the mean of each row's curves and their standard deviation as a shade.
 
-    More than 100 points are drawn as their mean of the last 10, because lines would hide each other; the CSV file has
-    them as they are.
+    More than 100 points are drawn as their mean of the last 10, or of the last hundredth if that is more, because lines
+    would hide each other.
     """
     pyplot = load_pyplot()
     from matplotlib.ticker import EngFormatter
 
-    x_name, curves = average_curves(panels)
-    look = _look(sorted({row for _, row in curves}, key=_place))
-    columns = 2 if len(panels) in (2, 4) else min(3, len(panels))
-    lines = -(-len(panels) // columns)
-    size = {"figsize": (6.5, 0.6 + (2.6 if columns < 3 else 2.1) * lines), "sharex": True, "sharey": True}
-    figure, grid = pyplot.subplots(lines, columns, squeeze=False, layout="constrained", **size)
+    look = looks({row for rows in panels.values() for row in rows})
+    across = 2 if len(panels) in (2, 4) else min(3, len(panels))
+    down = -(-len(panels) // across)
+    size = {"figsize": (6.5, 0.8 + (2.6 if across < 3 else 2.0) * down), "sharey": True}
+    figure, grid = pyplot.subplots(down, across, squeeze=False, layout="constrained", **size)
     for axes in grid.flat[len(panels) :]:
         axes.remove()
     handles: dict[str, Any] = {}
-    for i, (axes, (num_cycles, rows)) in enumerate(zip(grid.flat, panels.items(), strict=False)):
-        for row in rows:
-            x, mean, deviation = curves[num_cycles, row]
+    lowest = highest = 0.0
+    for i, (axes, (name, rows)) in enumerate(zip(grid.flat, panels.items(), strict=False)):
+        for row, (x, mean, deviation) in average_curves(rows).items():
             if len(x) > 100:
-                mean, deviation = trailing_mean(mean, 10), trailing_mean(deviation, 10)
-            axes.fill_between(x, mean - deviation, mean + deviation, color=look[row]["color"], alpha=0.12, linewidth=0)
-            handles[row] = axes.plot(x, mean, linewidth=1, **look[row])[0]
+                window = max(DIP_EVALUATIONS, len(x) // 100)
+                mean, deviation = trailing_mean(mean, window), trailing_mean(deviation, window)
+            lowest, highest = min(lowest, mean.min()), max(highest, (mean + deviation).max())
+            axes.fill_between(x, mean - deviation, mean + deviation, color=look[row]["color"], alpha=0.1, linewidth=0)
+            handles[row] = axes.plot(x, mean, linewidth=1.1, **look[row])[0]
         taught = defaultdict(list)
-        for run in itertools.chain.from_iterable(rows.values()):
+        members = list(itertools.chain.from_iterable(rows.values()))
+        for run in members:
             if run.report["teacher"]:
                 taught[run.env_id].append(run.report["teacher"]["return"]["mean"])
         if taught:
             level = np.mean([np.mean(means) for means in taught.values()])
-            handles["teacher"] = axes.axhline(level, color="black", linestyle="--", linewidth=1)
-        axes.set(title=f"{num_cycles} cycle{'s' * (num_cycles > 1)}", xlim=(x[0], x[-1]))
-        if x[-1] > 1:
-            axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+            lowest, highest = min(lowest, level), max(highest, level)
+            handles["teacher"] = axes.axhline(level, color="black", linestyle="--", linewidth=0.8)
+        ends = [cycle["learner_step"] for cycle in members[0].report["cycles"] if cycle["after_learning"]]
+        for end in ends[:-1] if len(ends) <= MAX_CYCLE_LINES else []:
+            axes.axvline(end, color="0.88", linewidth=0.6, zorder=0)
+        axes.set_title(name)
+        axes.set_xlim(0, x[-1])
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.locator_params(axis="x", nbins=5)
-        if i + columns >= len(panels):  # there is no panel below
-            axes.tick_params(labelbottom=True)
-            axes.set_xlabel(x_name)
-        if i % columns == 0:
-            axes.set_ylabel("episodic return")
+        if i + across >= len(panels):  # there is no panel below
+            axes.set_xlabel("learner steps")
+        if i % across == 0:
+            axes.set_ylabel("episodic return, mean ± std")
+    room = 0.03 * (highest - lowest) or 1.0  # so that a curve at 0 stays visible above the axis
+    axes.set_ylim(lowest - room, highest + room)  # of all panels
     names = sorted(handles, key=_place)
-    columns = -(-len(names) // -(-len(names) // 5))  # lines of equal length, at most 5 names each
-    figure.legend([handles[name] for name in names], names, loc="outside lower center", ncols=columns, frameon=False)
+    fit = max(1, 100 // (6 + max(map(len, names))))  # of 6.5 inches
+    in_line = -(-len(names) // -(-len(names) // fit))  # lines of equal length
+    lines = [handles[name] for name in names]
+    figure.legend(lines, names, loc="outside lower center", ncols=in_line, frameon=False, handlelength=2.8)
+    figure.suptitle(heading, fontsize=9)
     figure.savefig(path, dpi=200)
     pyplot.close(figure)
+
+
+def draw_paper(output: Path, loaded: list[Run]) -> None:
+    """Draw the paper's figures and one of all tasks for each budget, as far as there are runs for them."""
+    drawn = 0
+    for budget, (number, figure) in itertools.product(sorted({run.budget for run in loaded}), FIGURES.items()):
+        name = f"Figure {number}, {teacher_title(figure.teacher)}, {budget.title}"
+        panels = {
+            f"{num_cycles} cycles": rows
+            for (*of, num_cycles), rows in group_runs(run for run in loaded if run.row in figure.rows).items()
+            if of == [budget, figure.teacher] and num_cycles in figure.num_cycles
+        }
+        if panels and (panels := on_common_tasks(name, panels)):
+            size = sizes([members for rows in panels.values() for members in rows.values()])
+            draw_curves(output / f"figure_{number}_{budget.file_name}.png", panels, f"{name}: {size}")
+            drawn += 1
+    shown = {(figure.teacher, 4, row) for figure in FIGURES.values() for row in figure.rows}
+    for panel, rows in group_runs(run for run in loaded if (run.teacher, run.num_cycles, run.row) in shown).items():
+        by_task: dict[str, Rows] = defaultdict(lambda: defaultdict(list))
+        for run in sorted(itertools.chain.from_iterable(rows.values()), key=lambda run: run.env_id):
+            by_task[run.env_id][run.row].append(run)
+        path = output / f"tasks_{panel.teacher}_{panel.budget.file_name}.png"
+        draw_curves(path, by_task, f"{title(panel)}: {sizes(rows.values())}")
+        drawn += 1
+    if not drawn:
+        raise UserError("none of these runs belongs to a figure of the paper.")
+
+
+def write_curves(path: Path, panels: dict[Panel, Rows]) -> None:
+    """Write every row's averaged curve as lines of a CSV file."""
     lines = []
-    for (num_cycles, row), values in curves.items():
-        same = {"num_cycles": num_cycles, "row": row, "runs": len(panels[num_cycles][row])}
-        lines += [same | {"x": x, "mean": mean, "std": deviation} for x, mean, deviation in values.T.tolist()]
-    write_csv(path.with_suffix(".csv"), lines)
+    for panel, rows in panels.items():
+        for row, values in average_curves(rows).items():
+            same = {**columns(panel), "row": row, "runs": len(rows[row])}
+            lines += [same | {"x": x, "mean": mean, "std": deviation} for x, mean, deviation in values.T.tolist()]
+    write_csv(path, lines)
 
 
-def draw_summary(path: Path, lines: list[dict[str, Any]]) -> None:
-    """Draw each measure with its interval, one line of panels for each number of cycles."""
+def draw_summary(path: Path, panels: dict[Panel, Rows], lines: list[dict[str, Any]]) -> None:
+    """Draw each measure with its interval, one line of axes for each panel."""
     pyplot = load_pyplot()
-    rows = sorted({line["row"] for line in lines}, key=_place)
-    all_cycles = sorted({line["num_cycles"] for line in lines})
     measures = [name for name in (FINAL, DIP, IMPROVEMENT) if any(line["measure"] == name for line in lines)]
-    size = {"figsize": (6.5, 0.5 + len(all_cycles) * (0.25 + 0.17 * len(rows))), "sharex": "col", "sharey": True}
-    figure, grid = pyplot.subplots(len(all_cycles), len(measures), squeeze=False, layout="constrained", **size)
-    look = _look(rows)
-    for (i, num_cycles), (j, measure) in itertools.product(enumerate(all_cycles), enumerate(measures)):
-        axes = grid[i, j]
+    heights = [len(rows) for rows in panels.values()]
+    size = {
+        "figsize": (6.5, 0.7 + 0.17 * sum(heights) + 0.35 * len(heights)),
+        "sharex": "col",
+        "height_ratios": heights,
+    }
+    figure, grid = pyplot.subplots(len(panels), len(measures), squeeze=False, layout="constrained", **size)
+    for (i, (panel, rows)), (j, measure) in itertools.product(enumerate(panels.items()), enumerate(measures)):
+        axes, names, look = grid[i, j], list(rows), looks(rows)
         for line in lines:
-            if (line["num_cycles"], line["measure"]) == (num_cycles, measure):
-                y, colour = rows.index(line["row"]), look[line["row"]]["color"]
+            if line["measure"] == measure and columns(panel).items() <= line.items():
+                y, colour = names.index(line["row"]), look[line["row"]]["color"]
                 axes.plot([line["low"], line["high"]], [y, y], color=colour, linewidth=1.5)
                 axes.plot(line["estimate"], y, "o", color=colour, markersize=4)
         if measure == IMPROVEMENT:
             axes.axvline(0.5, color="0.8", linewidth=0.8, zorder=0)
             axes.set_xlim(-0.03, 1.03)
-        axes.set_yticks(range(len(rows)), rows)
-        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.set_yticks(range(len(names)), names if j == 0 else [])
+        axes.set_ylim(len(names) - 0.5, -0.5)
         axes.tick_params(axis="y", length=0)
-        if i == len(all_cycles) - 1:
-            axes.set_xlabel(measure, fontsize=7)
+        if i == len(panels) - 1:
+            axes.set_xlabel(measure.replace(" of ", " of\n"))
         if j == 0:
-            axes.set_title(f"{num_cycles} cycle{'s' * (num_cycles > 1)}", loc="left")
+            axes.set_title(f"{title(panel)}: {sizes(rows.values())}", loc="left", in_layout=False)
     figure.savefig(path, dpi=200)
     pyplot.close(figure)
 
@@ -324,7 +408,7 @@ def draw_alpha(path: Path) -> None:
     pyplot = load_pyplot()
     figure, axes = pyplot.subplots(figsize=(3.2, 2.2), layout="constrained")
     progress = torch.linspace(0, 1, 201)
-    for rate, colour in zip((1.0, 2.0, 5.0), COLOURS[1:], strict=False):
+    for rate, colour in zip((1.0, 2.0, 5.0), ("#E69F00", "#0072B2", "#C23B00"), strict=True):
         alpha = [float(gbrl_bc_reg.Args().alpha(at, rate)) for at in progress]
         axes.plot(progress.tolist(), alpha, color=colour, label=f"rate {rate:g}")
     axes.set(xlabel="learner steps / total", ylabel="α", xlim=(0, 1), ylim=(0, 1))
@@ -335,16 +419,24 @@ def draw_alpha(path: Path) -> None:
 
 def main(args: Args) -> None:
     """Write figures and CSV files. Raises UserError for what the user can put right."""
-    if not args.runs and not args.alpha:
-        raise UserError("there is nothing to draw: give folders of finished runs, or --alpha.")
-    runs = [load_run(folder) for folder in tqdm(args.runs, "reading runs", disable=None, leave=False)]
+    loaded = runs.load_all(args.runs)
+    if not loaded and not args.alpha:
+        raise UserError("there is nothing to draw: give finished runs, or --alpha.")
     args.output.mkdir(parents=True, exist_ok=True)
-    if runs:
-        panels = group_runs(runs)
-        draw_curves(args.output / "curves.png", panels)
+    if args.paper:
+        draw_paper(args.output, loaded)
+    elif loaded:
+        panels = {}
+        for panel, rows in group_runs(loaded).items():
+            panels |= on_common_tasks(title(panel), {panel: rows})
+        if not panels:
+            raise UserError("no panel has a task with runs of all its rows.")
+        titled = {title(panel).replace("teacher, ", "teacher\n"): rows for panel, rows in panels.items()}
+        draw_curves(args.output / "curves.png", titled)
+        write_curves(args.output / "curves.csv", panels)
         lines = summarise(panels)
         write_csv(args.output / "summary.csv", lines)
-        draw_summary(args.output / "summary.png", lines)
+        draw_summary(args.output / "summary.png", panels, lines)
     if args.alpha:
         draw_alpha(args.output / "alpha.png")
     print(f"wrote figures to {args.output}")

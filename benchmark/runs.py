@@ -2,10 +2,12 @@
 
 import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from any folder
 
@@ -14,15 +16,45 @@ from common import UserError, files, report
 DEPLOYMENT = ("cycle", "learner_step", "deploy/episodic_return", "losses/overestimation", "teacher/dqda_cosine")
 
 
+class Budget(NamedTuple):
+    """Environment steps and updates of a run, over all cycles."""
+
+    actor_steps: int
+    learner_steps: int
+
+    @property
+    def scale(self) -> float | None:
+        """The --scale that gives this budget, or None where none does."""
+        scale = self.actor_steps / PAPER.actor_steps
+        return scale if scale == self.learner_steps / PAPER.learner_steps else None
+
+    @property
+    def title(self) -> str:
+        """The budget in words."""
+        if self.scale is None:
+            return f"{self.actor_steps:,} environment steps and {self.learner_steps:,} updates"
+        return "the paper's budget" if self.scale == 1 else f"{100 * self.scale:g} % of the paper's budget"
+
+    @property
+    def file_name(self) -> str:
+        """The budget as a part of a file's name."""
+        if self.scale is None:
+            return f"{self.actor_steps}_steps_{self.learner_steps}_updates"
+        return f"scale_{self.scale:g}"
+
+
+PAPER = Budget(2_000_000, 250_000)  # [paper A.2]
+
+
 class Run(NamedTuple):
     """What is averaged of one run. `steps` and `returns` are those of its n evaluations, (n,)."""
 
     row: str
-    num_cycles: int
     env_id: str
     seed: int
     teacher: str
-    learner_steps: int
+    num_cycles: int
+    budget: Budget
     steps: np.ndarray
     returns: np.ndarray
     report: dict[str, Any]
@@ -65,15 +97,47 @@ def save(folder: Path, path: Path) -> None:
 
 def load(path: Path) -> Run:
     """Read a finished run from its folder or from the file that `save` wrote. Raises UserError as `extract` does."""
-    if path.suffix == ".json":
-        try:
-            content = json.loads(path.read_text())
-        except (OSError, ValueError) as error:
-            raise UserError(f"{path} can't be read as what is kept of a run: {error}.") from error
-    else:
-        content = extract(path)
-    resolved, summary = content["resolved"], content["report"]
-    row = summary["row"] if resolved["teacher"] != "none" else f"{summary['row']}, no teacher"
-    key = (row, resolved["num_cycles"], resolved["env_id"], resolved["seed"], resolved["teacher"])
-    steps, returns = (np.array(content["curve"][name]) for name in ("learner_step", "return"))
-    return Run(*key, resolved["learner_steps"], steps, returns, summary)
+    try:
+        content = extract(path) if path.suffix != ".json" else json.loads(path.read_text())
+        resolved, summary, curve = (content[name] for name in ("resolved", "report", "curve"))
+    except UserError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} can't be read as what is kept of a run: {error!r}.") from error
+    key = (summary["row"], *(resolved[name] for name in ("env_id", "seed", "teacher", "num_cycles")))
+    budget = Budget(resolved["actor_steps"], resolved["learner_steps"])
+    return Run(*key, budget, np.array(curve["learner_step"]), np.array(curve["return"]), summary)
+
+
+def find(paths: Iterable[Path]) -> list[Path]:
+    """The finished runs that `paths` name: run folders, kept files, and folders of kept files.
+
+    What sweep.py leaves beside its run folders is passed over, so that `runs/*` can be given as it is: logs, and the
+    clones that its rows share. A folder without a finished run is passed over too, with a sentence on stderr.
+    """
+    found = []
+    for path in paths:
+        if path.suffix == ".json" or (path / "report.json").is_file():
+            found += [] if path.name.startswith("clone__") else [path]
+        elif kept := sorted(path.glob("*__*.json")):  # as sweep.py names them
+            found += kept
+        elif path.suffix != ".log":
+            print(f"{path} is left out: it is no folder of a finished run, it has no report.json.", file=sys.stderr)
+    return found
+
+
+def load_all(paths: Iterable[Path]) -> list[Run]:
+    """Read all finished runs that `paths` name, as `find` says.
+
+    Raises:
+        UserError: a file is damaged, or a run is there twice.
+    """
+    loaded = [load(path) for path in tqdm(find(paths), "reading runs", disable=None, leave=False)]
+    seen = set()
+    for run in loaded:
+        same = run[:6]  # all that names it
+        if same in seen:
+            name = f"{run.row}, {run.env_id}, seed {run.seed}, {run.num_cycles} cycles, teacher {run.teacher}"
+            raise UserError(f"two runs are both {name}, {run.budget.title}; give one of them.")
+        seen.add(same)
+    return loaded

@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import plot
 import pytest
+import runs
+from runs import Budget
 
 from common import UserError, files, report
 from common.rollouts import Episode, pack
@@ -23,7 +25,8 @@ def write_run(
     run_dir, evaluations, deployed, returns, row="bc", env_id="cheetah-run", seed=3, teacher="expert", every=100
 ):
     """Write raw files: `evaluations` {cycle: returns}, `deployed` {folder: [(cycle, return)]}, `returns` of the run."""
-    resolved = {"env_id": env_id, "seed": seed, "num_cycles": max(evaluations), "teacher": teacher}
+    budget = {"actor_steps": 8 * every * (len(returns) - 1), "learner_steps": every * (len(returns) - 1)}
+    resolved = {"env_id": env_id, "seed": seed, "num_cycles": max(evaluations), "teacher": teacher, **budget}
     content = {"script": "gbrl_d4pg.py", "row": row, "args": {}, "resolved": resolved}
     files.save_json(run_dir / "args.json", content)
     for cycle, values in evaluations.items():
@@ -180,11 +183,13 @@ FINALS = {  # (task, seed) -> mean final return
 TEACHERS = {"cheetah-run": 700.0, "walker-run": 900.0}
 
 
-def write_finished(folder, row, env_id, seed, final=500, cycles=2, every=100, **kwargs):
-    curve = np.random.default_rng([seed, len(env_id), len(row)]).uniform(100, 900, 15)
+def write_finished(folder, row, env_id, seed, final=500, cycles=2, every=100, evaluated=15):
+    curve = np.random.default_rng([seed, len(env_id), len(row)]).uniform(100, 900, evaluated).round(2)
     evaluations = {0: STARTS} | {k: STARTS - 950 + final for k in range(1, cycles + 1)}
-    write_run(folder, evaluations, {1: [(1, 10)]}, curve, row, env_id, seed, every=every, **kwargs)
+    write_run(folder, evaluations, {1: [(1, 10)]}, curve, row, env_id, seed, every=every)
     report.make_report(folder, facts([TEACHERS[env_id]] * 20))
+    files.save_json(folder / "versions.json", {"python": "3"})
+    files.save_torch(folder / "cycle_0002" / "snapshot.pt", {"metadata": {"command": "python gbrl_d4pg.py"}})
     return curve
 
 
@@ -208,9 +213,20 @@ def lines_of(path):
 
 
 def test_plot_end_to_end(finished, tmp_path):
-    done = command(*[path for path, _ in finished.values()], "--output", tmp_path)
+    given = {key: path for key, (path, _) in finished.items()}
+    kept = tmp_path / "kept"  # half of the runs as kept files, beside them what sweep.py leaves
+    for i, key in enumerate(key for key in list(given) if key[0] == "bc"):
+        runs.save(given.pop(key), kept / f"kept__{i}.json")
+    files.save_json(kept / "claims.json", {})
+    (tmp_path / "unfinished").mkdir()
+    (tmp_path / "run.log").touch()
+    done = command(*given.values(), kept, tmp_path / "unfinished", tmp_path / "run.log", "--output", tmp_path)
     assert done.returncode == 0, done.stderr
-    assert {path.name for path in tmp_path.iterdir()} == {"curves.csv", "curves.png", "summary.csv", "summary.png"}
+    assert (
+        done.stderr == f"{tmp_path}/unfinished is left out: it is no folder of a finished run, it has no report.json.\n"
+    )
+    outputs = {"curves.csv", "curves.png", "summary.csv", "summary.png"}
+    assert {path.name for path in tmp_path.iterdir()} == outputs | {"kept", "unfinished", "run.log"}
     assert all(path.stat().st_size > 10_000 for path in tmp_path.glob("*.png"))
 
     for row in FINALS:
@@ -220,7 +236,8 @@ def test_plot_end_to_end(finished, tmp_path):
         np.testing.assert_allclose([float(line["mean"]) for line in written], curves.sum(0) / 4)
         deviation = np.sqrt(((curves - curves.sum(0) / 4) ** 2).sum(0) / 4)
         np.testing.assert_allclose([float(line["std"]) for line in written], deviation)
-        assert {(line["num_cycles"], line["runs"]) for line in written} == {("2", "4")}
+        same = {"actor_steps": "11200", "learner_steps": "1400", "teacher": "expert", "num_cycles": "2", "runs": "4"}
+        assert all(same.items() <= line.items() for line in written)
 
     summary = {(line["row"], line["measure"]): line for line in lines_of(tmp_path / "summary.csv")}
     assert {line["tasks"] + line["runs_per_task"] for line in summary.values()} == {"22"}
@@ -257,22 +274,22 @@ def test_interquartile_mean_and_improvement_by_hand():
     assert point == 5 and np.isnan(low) and np.isnan(high)
 
 
-def test_curves_of_different_length_are_averaged_over_fractions(tmp_path):
-    for seed, every in ((0, 100), (1, 300)):
-        write_finished(tmp_path / str(seed), "bc", "cheetah-run", seed, every=every)
-    runs = [plot.load_run(tmp_path / str(seed)) for seed in (0, 1)]
-    name, curves = plot.average_curves(plot.group_runs(runs))
-    x, mean, _ = curves[2, "bc"]
-    assert name == "learner steps / total" and (x[0], x[-1]) == (0, 1)
-    assert mean[0] == (runs[0].returns[0] + runs[1].returns[0]) / 2
-    assert mean[-1] == (runs[0].returns[-1] + runs[1].returns[-1]) / 2
-    assert mean[100] == pytest.approx((runs[0].returns[7] + runs[1].returns[7]) / 2)  # half of 14 intervals
+def test_curves_evaluated_at_other_steps_are_interpolated(tmp_path):
+    for seed, every, evaluated in ((0, 100, 15), (1, 200, 8)):
+        write_finished(tmp_path / str(seed), "bc", "cheetah-run", seed, every=every, evaluated=evaluated)
+    first, second = runs.load_all([tmp_path / "0", tmp_path / "1"])
+    (rows,) = plot.group_runs([first, second]).values()
+    x, mean, _ = plot.average_curves(rows)["bc"]
+    assert (x[0], x[100], x[200]) == (0, 700, 1400)
+    assert mean[0] == (first.returns[0] + second.returns[0]) / 2
+    assert mean[200] == (first.returns[14] + second.returns[7]) / 2
+    assert mean[100] == pytest.approx((first.returns[7] + (second.returns[3] + second.returns[4]) / 2) / 2)
 
 
 def test_tasks_with_more_runs_lose_the_highest_seeds(tmp_path, capsys):
     for env_id, seed, final in (("cheetah-run", 0, 100), ("cheetah-run", 1, 200), ("walker-run", 4, 300)):
         write_finished(tmp_path / f"{seed}", "bc", env_id, seed, final)
-    panels = plot.group_runs([plot.load_run(tmp_path / seed) for seed in ("1", "0", "4")])
+    panels = plot.group_runs(runs.load_all(tmp_path / seed for seed in ("1", "0", "4")))
     line = plot.summarise(panels)[0]
     assert (line["tasks"], line["runs_per_task"]) == (2, 1) and line["estimate"] == pytest.approx(0.2)
     assert "1 to 2 runs" in capsys.readouterr().err
@@ -284,20 +301,143 @@ def test_trailing_mean():
     np.testing.assert_allclose(plot.trailing_mean(values, 10), expected)
 
 
-def test_runs_that_cannot_be_compared_are_refused(finished, tmp_path):
-    first = plot.load_run(finished["bc", "cheetah-run", 0][0])
-    with pytest.raises(UserError, match="two runs are both bc, cheetah-run, 2 cycles, seed 0"):
-        plot.group_runs([first, first])
-    with pytest.raises(UserError, match="different teachers, expert and mid"):
-        plot.group_runs([first, first._replace(seed=1, teacher="mid")])
-    with pytest.raises(UserError, match=r"bc has runs on walker-run and ta_qf has none"):
-        plot.group_runs([first, first._replace(env_id="walker-run"), first._replace(row="ta_qf")])
+@pytest.fixture(scope="module")
+def loaded(finished):
+    return {key: runs.load(path) for key, (path, _) in finished.items()}
 
 
-def test_mistakes_end_in_one_sentence(finished, tmp_path):
-    done = command(finished["bc", "cheetah-run", 0][0], tmp_path)
+def test_a_kept_run_is_the_run(finished, loaded, tmp_path):
+    runs.save(finished["bc", "cheetah-run", 0][0], tmp_path / "kept.json")
+    run, kept = loaded["bc", "cheetah-run", 0], runs.load(tmp_path / "kept.json")
+    assert run[:6] == kept[:6] == ("bc", "cheetah-run", 0, "expert", 2, Budget(11_200, 1_400))
+    np.testing.assert_array_equal(run.steps, kept.steps)
+    np.testing.assert_array_equal(run.returns, kept.returns)
+    assert run.report == kept.report
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"resolved": {}}'])
+def test_what_is_no_kept_run_is_a_user_error(tmp_path, content):
+    (tmp_path / "kept.json").write_text(content)
+    with pytest.raises(UserError, match=r"kept\.json can't be read"):
+        runs.load(tmp_path / "kept.json")
+
+
+def test_budgets_in_words():
+    words = {b: (b.title, b.file_name) for b in (runs.PAPER, Budget(200_000, 25_000), Budget(200_000, 50_000))}
+    assert list(words.values()) == [
+        ("the paper's budget", "scale_1"),
+        ("10 % of the paper's budget", "scale_0.1"),
+        ("200,000 environment steps and 50,000 updates", "200000_steps_50000_updates"),
+    ]
+
+
+def test_runs_that_differ_in_more_than_their_row_get_panels_of_their_own(loaded):
+    run = loaded["bc", "cheetah-run", 0]
+    others = [run._replace(teacher="mid"), run._replace(num_cycles=8), run._replace(budget=runs.PAPER)]
+    panels = plot.group_runs([run, *others, run._replace(row="ta:1")])
+    assert [(panel, list(rows)) for panel, rows in panels.items()] == [
+        ((run.budget, "expert", 2), ["bc", "ta:1"]),
+        ((run.budget, "expert", 8), ["bc"]),
+        ((run.budget, "mid", 2), ["bc"]),
+        ((runs.PAPER, "expert", 2), ["bc"]),
+    ]
+
+
+def test_the_same_run_twice_is_refused(finished):
+    path = finished["bc", "cheetah-run", 0][0]
+    with pytest.raises(UserError, match="two runs are both bc, cheetah-run, seed 0, 2 cycles, teacher expert"):
+        runs.load_all([path, path])
+
+
+def test_only_tasks_of_all_rows_are_averaged_and_the_others_told(loaded, capsys):
+    panels = plot.group_runs(run for key, run in loaded.items() if key[:2] != ("ta_qf", "walker-run"))
+    (rows,) = plot.on_common_tasks("a figure", panels).values()
+    assert {row: {run.env_id for run in members} for row, members in rows.items()} == {
+        "bc": {"cheetah-run"},
+        "ta_qf": {"cheetah-run"},
+    }
+    assert capsys.readouterr().err == "a figure: only cheetah-run; not all rows have runs on walker-run.\n"
+    ends = [run for key, run in loaded.items() if key[:2] in (("bc", "cheetah-run"), ("ta_qf", "walker-run"))]
+    assert plot.on_common_tasks("a figure", plot.group_runs(ends)) == {}
+
+
+def test_figures_of_the_paper(loaded, tmp_path, monkeypatch):
+    run, drawn = loaded["bc", "cheetah-run", 0]._replace(num_cycles=4, budget=Budget(200_000, 25_000)), {}
+
+    def record(path, panels, heading):
+        assert all(run.row == row for rows in panels.values() for row, members in rows.items() for run in members)
+        tasks = {name: {row: {run.env_id for run in of} for row, of in rows.items()} for name, rows in panels.items()}
+        drawn[path.name] = tasks, heading.partition(", ")[2]
+
+    monkeypatch.setattr(plot, "draw_curves", record)
+    everywhere = ("bc", "bc_reg", "bc_reg_decay:1", "ta:1", "ta:1,beta-decay")
+    given = [run._replace(row=row, env_id=task) for row in everywhere for task in ("cheetah-run", "walker-run")]
+    given += [run._replace(row="ta_qf"), run._replace(num_cycles=8)]
+    given += [run._replace(teacher="mid", row="tg:1"), run._replace(teacher="mid", row="bc_reg")]
+    plot.draw_paper(tmp_path, [*given, run._replace(budget=runs.PAPER, seed=1), run._replace(budget=runs.PAPER)])
+    one, both, tenth = {"cheetah-run"}, {"cheetah-run", "walker-run"}, "10 % of the paper's budget"
+    by_task = {"bc": one, "bc_reg": one, "bc_reg_decay:1": one, "ta:1": one, "ta_qf": one}
+    walker = {row: {"walker-run"} for row in everywhere[:4]}
+    full = f"expert teacher, {runs.PAPER.title}: 1 task, 2 seeds"
+    assert drawn == {
+        "figure_4_scale_0.1.png": (
+            {"4 cycles": {"bc": one, "bc_reg": one}, "8 cycles": {"bc": one}},
+            f"expert teacher, {tenth}: 1 task, 1 seed",
+        ),
+        "figure_5_scale_0.1.png": (
+            {"4 cycles": {"bc": one, "bc_reg_decay:1": one}, "8 cycles": {"bc": one}},
+            f"expert teacher, {tenth}: 1 task, 1 seed",
+        ),
+        "figure_6a_scale_0.1.png": (
+            {"4 cycles": {"bc_reg_decay:1": one, "ta:1": one, "ta_qf": one}},
+            f"expert teacher, {tenth}: 1 task, 1 seed",
+        ),
+        "figure_6b_scale_0.1.png": (
+            {"4 cycles": {"bc_reg_decay:1": both, "ta:1": both}},
+            f"expert teacher, {tenth}: 2 tasks, 1 seed",
+        ),
+        "figure_7_scale_0.1.png": ({"4 cycles": {"tg:1": one}}, f"mid-tier teacher, {tenth}: 1 task, 1 seed"),
+        "figure_4_scale_1.png": ({"4 cycles": {"bc": one}}, full),
+        "figure_5_scale_1.png": ({"4 cycles": {"bc": one}}, full),
+        "tasks_expert_scale_0.1.png": (
+            {"cheetah-run": by_task, "walker-run": walker},
+            f"expert teacher, {tenth}: 2 tasks, 1 seed",
+        ),
+        "tasks_mid_scale_0.1.png": ({"cheetah-run": {"tg:1": one}}, f"mid-tier teacher, {tenth}: 1 task, 1 seed"),
+        "tasks_expert_scale_1.png": ({"cheetah-run": {"bc": one}}, full),
+    }
+    with pytest.raises(UserError, match="belongs to a figure"):
+        plot.draw_paper(tmp_path, [run._replace(row="between:1")])
+
+
+def test_what_a_panel_shows(loaded, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, *_, **__: drawn.append(figure))
+    zero = [run._replace(row="ta_qf", returns=0 * run.returns) for key, run in loaded.items() if key[0] == "bc"]
+    bc = [run for key, run in loaded.items() if key[0] == "bc"]
+    plot.draw_curves(tmp_path / "x.png", {"panel": {"bc": bc, "ta_qf": zero}}, "heading")
+    (axes,) = drawn[0].axes
+    lines = {line.get_color(): line for line in axes.lines}
+    np.testing.assert_allclose(lines[plot.COLOURS["bc"]].get_ydata(), np.mean([run.returns for run in bc], axis=0))
+    assert set(lines[plot.COLOURS["ta_qf"]].get_ydata()) == {0} and axes.get_ylim()[0] < 0  # a curve at 0 is seen
+    assert list(lines["black"].get_ydata()) == [800, 800]  # the mean of both tasks' teachers
+    assert [text.get_text() for text in drawn[0].legends[0].get_texts()] == ["bc", "ta_qf", "teacher"]
+    assert axes.get_legend() is None and drawn[0].get_suptitle() == "heading"
+
+
+def test_a_row_looks_the_same_in_every_figure_and_readings_differ():
+    few, many = plot.looks(["ta:1", "ta:5,beta-decay"]), plot.looks(["bc", "ta:1,x", "ta:1,y", "ta:5", "ta:1"])
+    assert few["ta:1"] == many["ta:1"] == {"color": plot.COLOURS["ta:1"], "linestyle": "-"}
+    assert len({str(look) for look in many.values()}) == 5
+    assert {many[row]["color"] for row in ("ta:1", "ta:1,x", "ta:1,y")} == {plot.COLOURS["ta:1"]}
+
+
+def test_mistakes_end_in_one_sentence(tmp_path):
+    done = command(tmp_path)
     assert done.returncode == 1 and done.stdout == ""
-    assert done.stderr == f"error: {tmp_path} is no folder of a finished run: it has no report.json.\n"
+    left_out, error = done.stderr.splitlines()
+    assert left_out.startswith(f"{tmp_path} is left out")
+    assert error == "error: there is nothing to draw: give finished runs, or --alpha."
     with pytest.raises(UserError, match="nothing to draw"):
         plot.main(plot.Args())
 

@@ -1,0 +1,385 @@
+"""Judge the paper's claims by finished runs: for each a formula, a threshold, a 95 % interval and a verdict.
+
+    python benchmark/claims.py benchmark/results/campaign
+
+A claim has one part or several. A part is the mean, over tasks and seeds, of a quantity of a row's runs, or of the
+paired difference between two rows' runs of the same task and seed, and a threshold. It `holds` if its whole interval is
+on the claim's side of the threshold, `fails` if its whole interval is on the other side, and is `not decided` else. A
+claim holds if all its parts hold and fails if one fails.
+
+The interval is a 95 % percentile bootstrap. Where every task has two seeds or more, seeds are drawn anew within each
+task, and it says how far other seeds would move the mean. With fewer, tasks are drawn anew, and it says how far other
+tasks would. A run counts as one score; the noise of the episodes behind it is in the interval. Parts aren't corrected
+for their number.
+
+All that can be argued about stands in three tables: QUANTITIES, the thresholds below them, and PAPER.
+"""
+
+import json
+import sys
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import numpy as np
+import runs
+import tyro
+from runs import Budget, Run
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from common import UserError, files, report
+
+HOLDS, FAILS, NOT_DECIDED = "holds", "fails", "not decided"
+
+
+# ---- quantities of one run
+
+
+def teacher(run: Run) -> float:
+    """T, the mean return of the run's teacher."""
+    return run.report["teacher"]["return"]["mean"]
+
+
+def clone(run: Run) -> float:
+    """C, the mean return of the run's clone."""
+    return run.report["clone"]["return"]["mean"]
+
+
+def after(run: Run) -> np.ndarray:
+    """A_1 to A_N, the mean returns after learning from each cycle, (N,)."""
+    return np.array([cycle["after_learning"]["mean"] for cycle in run.report["cycles"]])
+
+
+def first_cycle(run: Run) -> np.ndarray:
+    """Which evaluations are in the first cycle, (n,) of bool."""
+    return run.steps <= run.report["cycles"][0]["learner_step"]
+
+
+def fall(run: Run) -> float:
+    """max(0, C - lowest M) / C in the first cycle; a clone that gets nothing has nothing to lose."""
+    within = first_cycle(run)
+    depth = report.dip(run.steps[within], run.returns[within], clone(run))["depth"]
+    return depth / clone(run) if clone(run) > 0 else 0.0
+
+
+def loss(run: Run) -> float:
+    """Largest fall of M from the highest M before it, as a share of that; 0 where there was nothing to lose."""
+    window = min(report.DIP_EVALUATIONS, len(run.returns))
+    level = np.lib.stride_tricks.sliding_window_view(run.returns, window).mean(1)
+    highest = np.maximum.accumulate(level)
+    return float(((highest - level) / np.where(highest > 0, highest, 1)).max())
+
+
+QUANTITIES: dict[str, tuple[str, Callable[[Run], float]]] = {
+    "start": ("C / T", lambda run: clone(run) / teacher(run)),
+    "fall": ("max(0, C - lowest M in the first cycle) / C", fall),
+    "loss": ("largest fall of M from the highest M before it / that highest M", loss),
+    "early": ("mean of the first cycle's evaluations / 1000", lambda run: run.returns[first_cycle(run)].mean() / 1000),
+    "area": ("mean of all evaluations / 1000", lambda run: run.returns.mean() / 1000),
+    "final": ("A_N / 1000", lambda run: after(run)[-1] / 1000),
+    "reach": ("A_N / T", lambda run: after(run)[-1] / teacher(run)),
+    "setback": (
+        "max(0, largest fall from A_k to A_(k+1)) / T, k = 1 to N - 1",
+        lambda run: max(0.0, -np.diff(after(run)).min()) / teacher(run),
+    ),
+    "over clone": ("(A_N - C) / 1000", lambda run: (after(run)[-1] - clone(run)) / 1000),
+    "over teacher": ("(A_N - T) / 1000", lambda run: (after(run)[-1] - teacher(run)) / 1000),
+    "surpass": (
+        "1 if A_N is 10 or more above T, else 0",
+        lambda run: float(after(run)[-1] - teacher(run) >= 1000 * VISIBLE),
+    ),
+}
+
+# ---- thresholds
+
+HALF = 0.5  # decent, steep, severe: half of what there was [ours: the paper gives no numbers]
+DIP = 0.1  # a fall counts from a tenth on: 10 episodes' mean varies too, and the lowest of many is taken [ours]
+VISIBLE = 0.01  # rows differ from 10 points of return on: less can't be seen where the axis ends at 1000 [ours]
+MATTERS = 0.05  # a setting has to be tuned if it moves the mean return by 50 points [ours]
+REACHED = 0.95  # the expert is reached within a twentieth of its return [ours]
+ALMOST_ALL = 0.8  # "almost all experiments" are at least four of five [ours]
+
+
+# ---- claims
+
+
+class Part(NamedTuple):
+    """The mean of `quantity`, averaged over `rows`, is on `side` of `threshold`.
+
+    With `minus`, it is the paired difference to that row, and if `absolute` the size of the difference.
+    """
+
+    quantity: str
+    rows: tuple[str, ...]
+    side: str
+    threshold: float
+    minus: str | None = None
+    absolute: bool = False
+
+    def __str__(self) -> str:
+        text = f"{self.quantity}({', '.join(self.rows)})" + (f" - {self.quantity}({self.minus})" if self.minus else "")
+        return f"size of {text}" if self.absolute else text
+
+
+class Claim(NamedTuple):
+    """What the paper says, of which teacher and number of cycles, and what has to be true for it."""
+
+    name: str
+    text: str
+    setting: tuple[str, int]
+    parts: tuple[Part, ...]
+
+
+def above(quantity: str, row: str, threshold: float) -> Part:
+    """The row's mean is above the threshold."""
+    return Part(quantity, (row,), ">", threshold)
+
+
+def below(quantity: str, row: str, threshold: float) -> Part:
+    """The row's mean is below the threshold."""
+    return Part(quantity, (row,), "<", threshold)
+
+
+def beats(quantity: str, row: str, other: str, margin: float = VISIBLE) -> Part:
+    """The row's mean is above the other's by more than the margin."""
+    return Part(quantity, (row,), ">", margin, other)
+
+
+EXPERT, EIGHT, MID = ("expert", 4), ("expert", 8), ("mid", 4)
+MID_ROWS = ("bc", "bc_reg_decay:1", "bc_reg_decay:5", "ta:1", "ta:5", "ta_qf", "tg:1", "tg:5")
+SAME_OF_TEACHER = "the same of the teacher, whose level the captions call the baseline"
+PAPER = (
+    Claim("4a", "the clone is a decent start", EXPERT, (above("start", "bc", HALF),)),
+    Claim("4b", "without regularisation it falls steeply at first", EXPERT, (above("fall", "bc", HALF),)),
+    Claim("4c", "a fixed weight makes it fall less, but it falls", EXPERT,
+          (beats("fall", "bc", "bc_reg", DIP), above("fall", "bc_reg", DIP))),
+    Claim("4d", "a fixed weight keeps it from surpassing the clone, with 8 cycles", EIGHT,
+          (below("over clone", "bc_reg", VISIBLE),)),
+    Claim("4d, teacher", SAME_OF_TEACHER, EIGHT, (below("over teacher", "bc_reg", VISIBLE),)),
+    Claim("5a", "with a decaying weight there is no dip", EXPERT,
+          (below("fall", "bc_reg_decay:1", DIP), below("fall", "bc_reg_decay:5", DIP))),
+    Claim("5b", "with 8 cycles the faster decay surpasses the clone", EIGHT,
+          (above("over clone", "bc_reg_decay:5", VISIBLE),)),
+    Claim("5b, teacher", SAME_OF_TEACHER, EIGHT, (above("over teacher", "bc_reg_decay:5", VISIBLE),)),
+    Claim("5c", "the rate of decay matters", EXPERT,
+          (Part("area", ("bc_reg_decay:1",), ">", MATTERS, "bc_reg_decay:5", absolute=True),)),
+    Claim("6a", "teacher actions beat decaying regularisation throughout, at both rates", EXPERT,
+          (beats("area", "ta:1", "bc_reg_decay:1"), beats("area", "ta:5", "bc_reg_decay:5"))),
+    Claim("6b", "with rate 5 they lose severely what they had, and more than with rate 1", EXPERT,
+          (above("loss", "ta:5", HALF), beats("loss", "ta:5", "ta:1", DIP))),
+    Claim("6c", "with rate 1 they reach the expert within 4 cycles", EXPERT, (above("reach", "ta:1", REACHED),)),
+    Claim("6d", "the Q-filter starts below decaying weights and reaches the expert without falls", EXPERT,
+          (beats("early", "ta:1", "ta_qf"), beats("early", "ta:5", "ta_qf"),
+           above("reach", "ta_qf", REACHED), below("setback", "ta_qf", DIP))),
+    Claim("6e", "teacher gradients beat decaying regularisation, at both rates", EXPERT,
+          (beats("area", "tg:1", "bc_reg_decay:1"), beats("area", "tg:5", "bc_reg_decay:5"))),
+    Claim("6f", "they don't reach what teacher actions reach", EXPERT,
+          (beats("final", "ta:1", "tg:1"), beats("final", "ta:1", "tg:5"))),
+    Claim("6g", "they have no initial drop", EXPERT, (below("fall", "tg:1", DIP), below("fall", "tg:5", DIP))),
+    Claim("7a", "mid-tier teacher: regularisation prevents a drastic fall", MID,
+          (beats("fall", "bc", "bc_reg_decay:1", DIP), beats("fall", "bc", "bc_reg_decay:5", DIP),
+           below("fall", "bc_reg_decay:1", HALF), below("fall", "bc_reg_decay:5", HALF))),
+    Claim("7b", "mid-tier teacher: the Q-filter ends above all others", MID,
+          tuple(beats("final", "ta_qf", row) for row in MID_ROWS if row != "ta_qf")),
+    Claim("7c", "mid-tier teacher: gradients beat regularisation and mitigate the drop, at both rates", MID,
+          (beats("area", "tg:1", "bc_reg_decay:1"), beats("area", "tg:5", "bc_reg_decay:5"),
+           beats("fall", "bc", "tg:1", DIP), beats("fall", "bc", "tg:5", DIP))),
+    Claim("7d", "mid-tier teacher: students surpass it in almost all experiments", MID,
+          (Part("surpass", MID_ROWS, ">", ALMOST_ALL),)),
+)  # fmt: skip
+# Claims that are judged again for another reading of the paper: the rows that it changes, and its name in theirs.
+READINGS = {name: ("ta:", "beta-decay") for name in ("6a", "6b", "6c", "6f")} | {"6d": ("ta_qf", "beta:5")}
+
+
+def with_reading(claim: Claim, changed: str, reading: str) -> Claim:
+    """The claim for another reading of the rows whose names begin with `changed`."""
+
+    def rename(row: str) -> str:
+        return f"{row},{reading}" if row.startswith(changed) else row
+
+    parts = tuple(
+        part._replace(rows=tuple(map(rename, part.rows)), minus=part.minus and rename(part.minus))
+        for part in claim.parts
+    )
+    return claim._replace(name=f"{claim.name}, {reading}", parts=parts)
+
+
+CLAIMS: list[Claim] = []
+for _claim in PAPER:
+    CLAIMS.append(_claim)
+    if _claim.name in READINGS:
+        CLAIMS.append(with_reading(_claim, *READINGS[_claim.name]))
+
+
+# ---- verdicts
+
+
+class Outcome(NamedTuple):
+    """A part's verdict with its numbers: how many tasks, the fewest and most seeds of one, what was drawn anew.
+
+    Rows without runs are `missing`. Without two tasks there is no interval.
+    """
+
+    part: Part
+    verdict: str = NOT_DECIDED
+    missing: tuple[str, ...] = ()
+    tasks: int = 0
+    seeds: tuple[int, int] = (0, 0)
+    mean: float | None = None
+    interval: tuple[float, float] | None = None
+    drawn: str = ""
+
+
+def interval(by_task: list[np.ndarray]) -> tuple[tuple[float, float], str]:
+    """95 % interval of the mean over tasks of each task's mean, and what was drawn anew for it: seeds or tasks.
+
+    Args:
+        by_task: scores of each task's runs, (seeds,).
+    """
+    if min(map(len, by_task)) < 2:
+        return report.bootstrap_interval(np.array([scores.mean() for scores in by_task])), "tasks"
+    rng = np.random.default_rng(0)
+    drawn = [rng.integers(len(scores), size=(report.RESAMPLES, len(scores))) for scores in by_task]
+    means = np.mean([scores[index].mean(1) for scores, index in zip(by_task, drawn, strict=True)], axis=0)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return (float(low), float(high)), "seeds"
+
+
+def judge_part(part: Part, rows: dict[str, dict[tuple[str, int], Run]]) -> Outcome:
+    """Judge a part by the runs of each row, which are given by task and seed."""
+    needed = [*part.rows, *([part.minus] if part.minus else [])]
+    if missing := tuple(row for row in needed if not rows.get(row)):
+        return Outcome(part, missing=missing)
+    quantity = QUANTITIES[part.quantity][1]
+    by_task = defaultdict(list)
+    for key in sorted(set.intersection(*(set(rows[row]) for row in needed))):
+        score = np.mean([quantity(rows[row][key]) for row in part.rows])
+        if part.minus:
+            score -= quantity(rows[part.minus][key])
+        by_task[key[0]].append(abs(score) if part.absolute else score)
+    scores = [np.array(of_task) for of_task in by_task.values()]
+    if not scores:
+        return Outcome(part)
+    seeds = [len(of_task) for of_task in scores]
+    mean = float(np.mean([of_task.mean() for of_task in scores]))
+    outcome = Outcome(part, tasks=len(scores), seeds=(min(seeds), max(seeds)), mean=mean)
+    if len(scores) < 2:
+        return outcome
+    (low, high), drawn = interval(scores)
+    over, under = low > part.threshold, high < part.threshold
+    holds, fails = (over, under) if part.side == ">" else (under, over)
+    verdict = HOLDS if holds else FAILS if fails else NOT_DECIDED
+    return outcome._replace(verdict=verdict, interval=(low, high), drawn=drawn)
+
+
+def judge(claim: Claim, loaded: list[Run]) -> tuple[str, list[Outcome]]:
+    """The claim's verdict by runs of one budget, and its parts'."""
+    rows: dict[str, dict[tuple[str, int], Run]] = defaultdict(dict)
+    for run in loaded:
+        if (run.teacher, run.num_cycles) == claim.setting:
+            rows[run.row][run.env_id, run.seed] = run
+    outcomes = [judge_part(part, rows) for part in claim.parts]
+    verdicts = {outcome.verdict for outcome in outcomes}
+    return FAILS if FAILS in verdicts else HOLDS if verdicts == {HOLDS} else NOT_DECIDED, outcomes
+
+
+Verdicts = dict[Budget, dict[Claim, tuple[str, list[Outcome]]]]
+
+
+def judge_all(loaded: list[Run]) -> Verdicts:
+    """Every claim's verdict, for each budget that has runs."""
+    budgets = sorted({run.budget for run in loaded})
+    of = {budget: [run for run in loaded if run.budget == budget] for budget in budgets}
+    return {budget: {claim: judge(claim, of[budget]) for claim in CLAIMS} for budget in budgets}
+
+
+# ---- output
+
+NOTE = """\
+T, C and A_k are mean returns of the teacher, the clone and the policy after cycle k of N, over the same noise-free
+episodes; M is the moving mean of 10 evaluations. Differences are paired by task and seed, and a run counts as one
+score. Where a task has one seed, tasks are drawn anew for the interval: it says how far other tasks would move the
+mean, and the noise of a run's evaluations is in it. Where every task has more, seeds are drawn anew within each task.
+An interval from few values is too narrow: from two tasks it is the range of their values."""
+
+
+@dataclass
+class Args:
+    """Judge the paper's claims."""
+
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """folders of finished runs, kept files of runs, or folders of kept files"""
+    markdown: Path | None = None
+    """also write what is printed to this file"""
+    json: Path | None = None
+    """also write verdicts and numbers to this file"""
+
+
+def table(head: list[str], lines: list[list[str]]) -> str:
+    """A Markdown table."""
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in [head, ["---"] * len(head), *lines])
+
+
+def in_words(verdict: str, outcomes: list[Outcome]) -> str:
+    """A claim's verdict, with what is missing to decide it."""
+    missing = dict.fromkeys(row for outcome in outcomes for row in outcome.missing)
+    if verdict == NOT_DECIDED and missing:
+        return f"{verdict}: no runs of {', '.join(missing)}"
+    few = min(outcome.tasks for outcome in outcomes)
+    return f"{verdict}: {few} task{'s' * (few != 1)}" if verdict == NOT_DECIDED and few < 2 else verdict
+
+
+def to_markdown(verdicts: Verdicts) -> str:
+    """All verdicts as a table, then for each budget the numbers of each part, then what the quantities are."""
+    titles = [budget.title for budget in verdicts]
+    lines = [[claim.name, claim.text, *(in_words(*verdicts[budget][claim]) for budget in verdicts)] for claim in CLAIMS]
+    text = [table(["claim", "what the paper says", *titles], lines)]
+    text.append("Behind a comma: the claim for another reading of the paper, as the rows are named.")
+    for name, claims in zip(titles, verdicts.values(), strict=True):
+        lines = []
+        for claim, (_, outcomes) in claims.items():
+            for part, verdict, _, tasks, (fewest, most), mean, between, drawn in outcomes:
+                if mean is not None:
+                    numbers = [f"{mean:.3f}", f"{between[0]:.3f} to {between[1]:.3f}" if between else ""]
+                    runs_of = f"{tasks} x {fewest}" + (f" to {most}" if most > fewest else "")
+                    claimed = f"{part.side} {part.threshold:g}"
+                    lines.append([claim.name, verdict, str(part), claimed, *numbers, runs_of, drawn])
+        head = ["claim", "part", "statistic", "claimed", "mean", "95 % interval", "tasks x seeds", "drawn anew"]
+        text.append(f"## {name[0].upper()}{name[1:]}\n\n{table(head, lines)}")
+    quantities = [[name, meaning] for name, (meaning, _) in QUANTITIES.items()]
+    text.append(f"## Quantities of a run\n\n{table(['name', 'meaning'], quantities)}")
+    text.append(NOTE)
+    return "\n\n".join(text) + "\n"
+
+
+def to_json(verdicts: Verdicts) -> str:
+    """All verdicts and numbers as JSON, one line for each budget and claim."""
+    lines = []
+    for budget, claims in verdicts.items():
+        for claim, (verdict, outcomes) in claims.items():
+            about = {**budget._asdict(), **claim._asdict(), "verdict": verdict}
+            parts = [{"statistic": str(o.part), **o._asdict(), "part": o.part._asdict()} for o in outcomes]
+            lines.append(json.dumps(about | {"parts": parts}))
+    return "[\n" + ",\n".join(lines) + "\n]\n"
+
+
+def main(args: Args) -> None:
+    """Print the verdicts and write them where asked. Raises UserError for what the user can put right."""
+    loaded = runs.load_all(args.runs)
+    if not loaded:
+        raise UserError("there is nothing to judge: give finished runs.")
+    verdicts = judge_all(loaded)
+    text = to_markdown(verdicts)
+    print(text, end="")
+    for path, content in ((args.markdown, text), (args.json, to_json(verdicts))):
+        if path is not None:
+            files.write_atomically(path, content.encode())
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Args))
+    except UserError as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,220 @@
+"""Verdicts on made-up runs: a world in which all is as the paper says, and for each claim one in which it isn't."""
+
+import itertools
+import json
+
+import claims
+import numpy as np
+import pytest
+from claims import FAILS, HOLDS, NOT_DECIDED
+from runs import PAPER, Budget, Run
+
+from common import UserError
+
+TENTH = Budget(200_000, 25_000)
+TASKS = ("cartpole-swingup", "cheetah-run", "walker-run")
+STARTS = {"expert": (900, 800), "mid": (600, 580)}  # mean returns of teacher and clone
+
+# Returns in each cycle: 100 evaluations, and after learning.
+WORLD = {
+    ("bc", "expert", 4): [200, 400, 500, 600],
+    ("bc_reg", "expert", 4): [600, 700, 750, 780],
+    ("bc_reg_decay:1", "expert", 4): [800, 800, 810, 820],
+    ("bc_reg_decay:5", "expert", 4): [790, 700, 700, 700],
+    ("ta:1", "expert", 4): [860, 870, 880, 900],
+    ("ta:5", "expert", 4): [890, 890, 890, 300],
+    ("ta:1,beta-decay", "expert", 4): [860, 870, 880, 900],
+    ("ta:5,beta-decay", "expert", 4): [890, 890, 890, 300],
+    ("ta_qf", "expert", 4): [500, 700, 850, 890],
+    ("ta_qf,beta:5", "expert", 4): [500, 700, 850, 890],
+    ("tg:1", "expert", 4): [810, 820, 830, 850],
+    ("tg:5", "expert", 4): [800, 780, 780, 800],
+    ("bc_reg", "expert", 8): [600, 600, 650, 650, 700, 700, 750, 790],
+    ("bc_reg_decay:5", "expert", 8): [790, 800, 800, 850, 850, 900, 920, 950],
+    ("bc", "mid", 4): [100, 200, 400, 650],
+    ("bc_reg_decay:1", "mid", 4): [570, 580, 590, 620],
+    ("bc_reg_decay:5", "mid", 4): [560, 570, 580, 590],
+    ("ta:1", "mid", 4): [600, 610, 640, 660],
+    ("ta:5", "mid", 4): [600, 620, 640, 640],
+    ("ta_qf", "mid", 4): [300, 500, 600, 750],
+    ("tg:1", "mid", 4): [600, 630, 640, 650],
+    ("tg:5", "mid", 4): [590, 610, 620, 630],
+}
+# For each claim a row whose curve refutes it.
+REFUTED = {
+    "4a": [("bc", "expert", 4, [200, 400, 500, 600], 300)],  # the fifth is another clone
+    "4b": [("bc", "expert", 4, [600, 700, 700, 700])],
+    "4c": [("bc_reg", "expert", 4, [150, 700, 750, 780]), ("bc_reg", "expert", 4, [780, 700, 750, 780])],
+    "4d": [("bc_reg", "expert", 8, [600, 600, 650, 650, 700, 700, 750, 850])],
+    "4d, teacher": [("bc_reg", "expert", 8, [600, 600, 650, 650, 700, 700, 750, 950])],
+    "5a": [("bc_reg_decay:1", "expert", 4, [500, 800, 810, 820]), ("bc_reg_decay:5", "expert", 4, [500] * 4)],
+    "5b": [("bc_reg_decay:5", "expert", 8, [790] * 8)],
+    "5b, teacher": [("bc_reg_decay:5", "expert", 8, [850] * 8)],
+    "5c": [("bc_reg_decay:5", "expert", 4, [800, 800, 810, 820])],
+    "6a": [("ta:1", "expert", 4, [800] * 4), ("ta:5", "expert", 4, [700] * 4)],
+    "6a, beta-decay": [("ta:5,beta-decay", "expert", 4, [700] * 4)],
+    "6b": [("ta:5", "expert", 4, [890, 890, 890, 600]), ("ta:1", "expert", 4, [890, 890, 890, 300])],
+    "6b, beta-decay": [("ta:5,beta-decay", "expert", 4, [890] * 4)],
+    "6c": [("ta:1", "expert", 4, [860, 870, 900, 800])],
+    "6c, beta-decay": [("ta:1,beta-decay", "expert", 4, [860, 870, 900, 800])],
+    "6d": [
+        ("ta:1", "expert", 4, [500, 870, 880, 900]),
+        ("ta:5", "expert", 4, [400, 890, 890, 300]),
+        ("ta_qf", "expert", 4, [500, 700, 800, 820]),
+        ("ta_qf", "expert", 4, [500, 850, 700, 890]),
+    ],
+    "6d, beta:5": [("ta_qf,beta:5", "expert", 4, [900] * 4)],
+    "6e": [("tg:1", "expert", 4, [800] * 4), ("tg:5", "expert", 4, [600] * 4)],
+    "6f": [("tg:1", "expert", 4, [810, 820, 830, 900]), ("tg:5", "expert", 4, [900] * 4)],
+    "6f, beta-decay": [("ta:1,beta-decay", "expert", 4, [800] * 4)],
+    "6g": [("tg:1", "expert", 4, [500, 820, 830, 850]), ("tg:5", "expert", 4, [500, 820, 830, 850])],
+    "7a": [
+        ("bc_reg_decay:1", "mid", 4, [200, 580, 590, 620]),
+        ("bc_reg_decay:5", "mid", 4, [200, 580, 590, 620]),
+        ("bc", "mid", 4, [550, 550, 550, 650]),
+    ],
+    "7b": [(row, "mid", 4, [300, 500, 600, 760]) for row in claims.MID_ROWS if row != "ta_qf"],
+    "7c": [
+        ("tg:1", "mid", 4, [500] * 4),
+        ("tg:5", "mid", 4, [500] * 4),
+        ("bc", "mid", 4, [550, 550, 550, 650]),
+        ("tg:5", "mid", 4, [100, 700, 700, 700]),
+    ],
+    "7d": [("ta:1", "mid", 4, [600] * 4)],  # and bc_reg_decay:5 never did
+}
+
+
+def made(row, teacher, num_cycles, levels, clone=None, task=TASKS[0], seed=1, budget=TENTH, change=0.0):
+    """A run with these levels, all of them changed by `change`."""
+    levels = np.array(levels) + change
+    taught, cloned = STARTS[teacher]
+    step = budget.learner_steps // num_cycles
+    steps = np.linspace(0, budget.learner_steps, 100 * num_cycles + 1)
+    after = [
+        {"cycle": k + 1, "learner_step": step * (k + 1), "after_learning": {"mean": level}}
+        for k, level in enumerate(levels)
+    ]
+    of = {"teacher": taught, "clone": cloned if clone is None else clone}
+    report = {who: {"return": {"mean": mean}} for who, mean in of.items()}
+    returns = np.repeat(levels, 100)
+    return Run(
+        row, task, seed, teacher, num_cycles, budget, steps, np.append(levels[0], returns), report | {"cycles": after}
+    )
+
+
+def world(changes=(), **kwargs):
+    """All runs of the world, but for the rows in `changes`; tasks differ a little, by the same for all rows."""
+    rows = {key: (levels,) for key, levels in WORLD.items()} | {tuple(c[:3]): tuple(c[3:]) for c in changes}
+    return [
+        made(*key, *of, task=task, change=2.0 * i, **kwargs) for key, of in rows.items() for i, task in enumerate(TASKS)
+    ]
+
+
+def verdict(name, loaded):
+    (found,) = [claim for claim in claims.CLAIMS if claim.name == name]
+    return claims.judge(found, loaded)
+
+
+def test_every_claim_holds_where_all_is_as_the_paper_says():
+    (verdicts,) = claims.judge_all(world()).values()
+    assert {claim.name: word for claim, (word, _) in verdicts.items()} == dict.fromkeys(REFUTED, HOLDS)
+
+
+@pytest.mark.parametrize(("name", "change"), [(name, change) for name, all_of in REFUTED.items() for change in all_of])
+def test_a_claim_fails_where_a_row_does_otherwise(name, change):
+    assert verdict(name, world([change]))[0] == FAILS
+
+
+@pytest.mark.parametrize("name", REFUTED)
+def test_a_claim_is_not_decided_by_one_task_or_without_a_row(name):
+    word, outcomes = verdict(name, [run for run in world() if run.env_id == TASKS[0]])
+    assert word == NOT_DECIDED and all(o.tasks == 1 and o.interval is None for o in outcomes)
+    parts = outcomes[-1].part
+    word, outcomes = verdict(name, [run for run in world() if run.row != parts.rows[-1]])
+    assert word == NOT_DECIDED and outcomes[-1].missing == (parts.rows[-1],)
+
+
+def test_one_failed_part_is_enough_whatever_is_missing():
+    dropping = world([("tg:1", "expert", 4, [500, 820, 830, 850])])
+    assert verdict("6g", [run for run in dropping if run.row != "tg:5"])[0] == FAILS
+
+
+def test_a_claim_is_not_decided_where_tasks_disagree():
+    runs = [made("ta:1", "expert", 4, [last] * 4, task=task) for task, last in zip(TASKS, (900, 900, 700), strict=True)]
+    word, (outcome,) = verdict("6c", runs)
+    assert word == NOT_DECIDED and outcome.mean == pytest.approx((1 + 1 + 7 / 9) / 3)
+    assert outcome.interval == pytest.approx((7 / 9, 1)) and (outcome.tasks, outcome.seeds) == (3, (1, 1))
+
+
+def test_seeds_are_drawn_within_tasks_where_all_have_two_else_tasks():
+    finals = {TASKS[0]: (700, 710), TASKS[1]: (900, 920)}
+    runs = [
+        made("ta:1", "expert", 4, [final] * 4, task=task, seed=seed)
+        for task, of in finals.items()
+        for seed, final in enumerate(of)
+    ]
+    _, (outcome,) = verdict("6c", runs)
+    # Each task's mean is one of 3 values, the extremes with probability 1/4: 1/16 for both at once, more than 2.5 %.
+    assert outcome.interval == pytest.approx(((700 + 900) / 1800, (710 + 920) / 1800))
+    assert (outcome.drawn, outcome.tasks, outcome.seeds) == ("seeds", 2, (2, 2))
+    _, (outcome,) = verdict("6c", runs[:-1])
+    assert outcome.interval == pytest.approx((705 / 900, 1)) and (outcome.drawn, outcome.seeds) == ("tasks", (1, 2))
+    assert outcome.mean == pytest.approx((705 + 900) / 1800)  # each task counts the same
+
+
+def test_rows_are_paired_by_task_and_seed():
+    kept = [run for run in world() if (run.row, run.env_id) != ("tg:1", TASKS[2])]
+    change = [run._replace(seed=2) if run.row == "ta:1" else run for run in kept]
+    outcome = verdict("6f", kept)[1][0]
+    assert outcome.tasks == 2 and outcome.mean == pytest.approx(0.05)
+    assert verdict("6f", change)[1][0].tasks == 0
+
+
+def test_quantities_by_hand():
+    run = made("bc", "expert", 4, [200, 400, 500, 300])
+    values = {name: function(run) for name, (_, function) in claims.QUANTITIES.items()}
+    assert values == pytest.approx(
+        {
+            "start": 8 / 9,
+            "fall": 0.75,
+            "loss": 0.4,
+            "early": 0.2,
+            "area": (200 + 100 * (200 + 400 + 500 + 300)) / 401 / 1000,
+            "final": 0.3,
+            "reach": 1 / 3,
+            "setback": 200 / 900,
+            "over clone": -0.5,
+            "over teacher": -0.6,
+            "surpass": 0,
+        }
+    )
+    noise = run._replace(returns=np.tile([0.0, 2000.0], 201)[:401])  # any ten have a mean of 1000
+    assert claims.fall(noise) == claims.loss(noise) == 0
+    nothing = made("bc", "expert", 4, [0, 0, 0, 0], clone=0)
+    assert claims.fall(nothing) == claims.loss(nothing) == 0
+
+
+def test_output(tmp_path, capsys):
+    parts = ("resolved", "report", "curve")
+    full = [run for run in world(budget=PAPER) if run.row != "tg:5"]
+    for i, run in enumerate(itertools.chain(world(), full)):
+        names = ("env_id", "seed", "teacher", "num_cycles")
+        resolved = {name: getattr(run, name) for name in names} | run.budget._asdict()
+        curve = {"learner_step": run.steps.tolist(), "return": run.returns.tolist()}
+        content = dict(zip(parts, (resolved, run.report | {"row": run.row}, curve), strict=True))
+        (tmp_path / f"made__{i}.json").write_text(json.dumps(content))
+    files = {"markdown": tmp_path / "claims.md", "json": tmp_path / "claims.json"}
+    claims.main(claims.Args((tmp_path,), **files))
+    text = capsys.readouterr().out
+    assert files["markdown"].read_text() == text
+    lines = text.splitlines()
+    assert lines[0] == "| claim | what the paper says | 10 % of the paper's budget | the paper's budget |"
+    assert "| 6g | they have no initial drop | holds | not decided: no runs of tg:5 |" in lines
+    assert "| 6f | holds | final(ta:1) - final(tg:1) | > 0.01 | 0.050 | 0.050 to 0.050 | 3 x 1 | tasks |" in lines
+    written = json.loads(files["json"].read_text())
+    assert len(written) == 2 * len(claims.CLAIMS)
+    (found,) = [c for c in written if c["name"] == "6g" and c["actor_steps"] == 2_000_000]
+    assert found["verdict"] == NOT_DECIDED and found["parts"][0]["verdict"] == HOLDS
+    assert found["parts"][1]["missing"] == ["tg:5"] and found["parts"][1]["interval"] is None
+    with pytest.raises(UserError, match="nothing to judge"):
+        claims.main(claims.Args((tmp_path / "none",)))
