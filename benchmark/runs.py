@@ -81,7 +81,7 @@ def extract(folder: Path) -> dict[str, Any]:
     last = files.load_torch(sorted(folder.glob("cycle_*/snapshot.pt"))[-1], "snapshot")
     return {
         "command": last["metadata"]["command"],
-        "resolved": arguments["resolved"],
+        "resolved": arguments["args"],
         "versions": versions,
         "report": content,
         "deployments": deployments,
