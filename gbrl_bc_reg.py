@@ -21,7 +21,7 @@ from torch import nn
 
 from common import UserError, envs, launch, rollouts, teachers
 from common.envs import EnvSpec
-from common.launch import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, PositiveOrInf, Range
+from common.launch import FileOrName, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, PositiveOrInf, Range
 from common.replay import Replay
 from common.rollouts import Episode
 from common.run import Run
@@ -46,9 +46,9 @@ class Args:
     alpha_per_cycle: bool = False
     """restart alpha in every cycle, as Algorithm 1's index j could be read [paper 4.2: counts all learner steps]"""
     # ---- shared by the four scripts
-    env_id: str = "cartpole-swingup"
-    """dm_control suite task as domain-task [paper 4.1 has six]"""
-    teacher: str = "expert"
+    env_id: FileOrName = "cartpole-swingup"
+    """dm_control suite task as domain-task [paper 4.1 has six], or your own FILE.py:Class [ours]"""
+    teacher: FileOrName = "expert"
     """expert, mid, PATH.pt, FILE.py:Class, or none where the script needs no teacher [paper 4.2]"""
     num_cycles: PositiveInt = 4
     """deployments N; the paper has 4 and 8 [paper A.2]"""
@@ -116,6 +116,8 @@ class Args:
     """the run's folder: started there, or continued if it holds a run; default runs/... [ours]"""
     resume: str | None = None
     """folder of a run to continue exactly, with its own flags [ours]"""
+    accept_changes: bool = False
+    """continue a run although its code or packages have changed; the report says so [ours]"""
     num_workers: NonNegativeInt = 2
     """processes for deployment and evaluation, 0 for none; the data is the same for any number [ours]"""
     ray_address: str | None = None
@@ -150,11 +152,10 @@ AFTER_PRETRAINING += ("buffer_size", "sigma", "dqda_clip", "eval_every", "eval_e
 
 
 def resolve(args: Args, env: EnvSpec) -> Args:
-    """Check the flags and fill in the numbers that depend on others. Raises UserError."""
-    launch.check_flags(args)
+    """The flags with the numbers that depend on others filled in. Raises UserError where flags don't fit together."""
+    args = copy.copy(args)
     if args.num_atoms < 2 or not args.v_min < args.v_max:
         raise UserError(f"--num-atoms {args.num_atoms} from {args.v_min} to {args.v_max}: need 2, and v-min < v-max.")
-    args = copy.copy(args)
     actor_steps = args.actor_steps or round(2_000_000 * args.scale)
     args.learner_steps = args.learner_steps or int(actor_steps * args.samples_per_insert / args.batch_size)
     args.actor_steps = round(actor_steps / env.episode_length) * env.episode_length
@@ -469,6 +470,7 @@ def main(args: Args) -> Path:
     A continued run goes through the same lines as a new one: `run.cycle` and `run.step` say how far it was, `run.steps`
     counts on from there, and batches that were deployed are read back.
     """
+    args = launch.checked(args)
     env = envs.spec(args.env_id)
     args = resolve(args, env)
     device = launch.configure_torch(args)

@@ -47,15 +47,16 @@ def load(folder: Path, run_id: str) -> dict[str, Any] | None:
         UserError: there are some, but none can be read, or they are another run's.
     """
     paths = [path for path in (folder / NEWEST, folder / BEFORE) if path.exists()]
+    cure = f"without {' and '.join(map(str, paths))} the run begins again from the start, to the same end"
     for path in paths:
         try:
-            content = files.load_torch(path, "checkpoint")
+            content = files.load_torch(path, "checkpoint", cure)
             if content.get("run") != run_id:
                 raise UserError(f"{path} belongs to another run.")
             return content
         except UserError as error:
             if path == paths[-1]:
-                raise UserError(f"{error} There is no older one, so start again in a new folder.") from error
+                raise
             print(f"{error} Going on from {paths[-1]}.", file=sys.stderr)
     return None
 

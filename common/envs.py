@@ -64,11 +64,7 @@ class Env(Protocol):
 
 def make(env_id: str) -> Env:
     """The task `env_id`: domain-task of dm_control's suite, or FILE.py:Class. Raises UserError if there is none."""
-    if not foreign.is_reference(env_id):
-        return SuiteEnv(env_id)
-    env = foreign.guard(env_id, "building it", lambda: foreign.load_class(env_id)())
-    env.spec = env.spec._replace(env_id=env_id)
-    return env
+    return ForeignEnv(env_id) if foreign.is_reference(env_id) else SuiteEnv(env_id)
 
 
 def versions(env_id: str) -> list[str]:
@@ -122,6 +118,31 @@ class SuiteEnv:
         timestep = self.dm_env.step(self._middle + self._half_range * action)
         _flatten(timestep.observation, obs)
         return timestep.reward, timestep.discount, timestep.last()
+
+
+class ForeignEnv:
+    """A class of your own as a task. It gets copies of our memory, and its errors are told with their line."""
+
+    def __init__(self, env_id: str) -> None:
+        """Build the class. Raises UserError if that can't be done, or its `spec` isn't an `EnvSpec`."""
+        self._env = foreign.guard(env_id, "building it", lambda: foreign.load_class(env_id)())
+        sizes = foreign.guard(env_id, "spec", lambda: [int(size) for size in self._env.spec[1:]])
+        if len(sizes) != 3 or min(sizes) < 1:
+            raise UserError(f"{env_id}: spec must be EnvSpec(env_id, obs_size, action_size, episode_length).")
+        self.spec = EnvSpec(env_id, *sizes)
+        self._obs = np.zeros(self.spec.obs_size, np.float32)
+
+    def reset(self, seed: int, obs: np.ndarray) -> None:
+        """As `Env` says."""
+        foreign.guard(self.spec.env_id, "reset", lambda: self._env.reset(seed, self._obs))
+        obs[:] = self._obs
+
+    def step(self, action: np.ndarray, obs: np.ndarray) -> tuple[float, float, bool]:
+        """As `Env` says."""
+        answer = foreign.guard(self.spec.env_id, "step", lambda: self._env.step(action.copy(), self._obs))
+        obs[:] = self._obs
+        reward, discount, over = answer
+        return reward, discount, over
 
 
 def _flatten(observation: dict[str, np.ndarray], out: np.ndarray) -> None:

@@ -66,9 +66,9 @@ def find_snapshot(path: Path) -> Path:
 
 def score(snapshot: snapshots.Snapshot, episodes: int, seed: int, num_workers: int) -> np.ndarray:
     """Undiscounted returns of the noise-free episodes 0 to `episodes` - 1 of `seed`, (episodes,) float64."""
-    workers = Workers(num_workers)
+    workers = Workers(envs.spec(snapshot.env_id), num_workers)
     try:
-        done = workers.collect(snapshot.env_id, snapshot.action, 0.0, (STREAM, seed), range(episodes))
+        done = workers.episodes(snapshot.action, 0.0, (STREAM, seed), range(episodes), "scoring")
     finally:
         workers.close()
     return np.array([episode.episodic_return for episode in done])

@@ -1,6 +1,6 @@
 """Files that a run reads back: written atomically, verified when read, and never able to run code.
 
-`.pt` and `.npz` files end in the SHA-256 of what stands before it; `torch.load` and `np.load` open them all the same.
+`.pt` and `.npz` files are zip archives, whose checksums `torch.load` and `np.load` leave unread: here they are checked.
 JSON files carry the SHA-256 of their content as an entry.
 """
 
@@ -11,6 +11,7 @@ import os
 import pickle
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +22,7 @@ import torch
 
 from common import UserError
 
-SEAL = hashlib.sha256().digest_size
+RESTORE = "restore it from a copy, or start again in a new folder"
 
 
 @contextmanager
@@ -69,58 +70,57 @@ def _read(path: Path, what: str) -> bytes:
         raise UserError(f"{what} {path} can't be read: {error.strerror}.") from error
 
 
-def _read_sealed(path: Path, what: str) -> io.BytesIO:
-    content = _read(path, what)
-    if hashlib.sha256(content[:-SEAL]).digest() != content[-SEAL:]:
-        raise _damaged(path, what, "its checksum is wrong")
-    return io.BytesIO(content[:-SEAL])
+def _read_zip(path: Path, what: str, cure: str) -> io.BytesIO:
+    """The content of a zip archive, as `.pt` and `.npz` files are, every part's CRC checked."""
+    content = io.BytesIO(_read(path, what))
+    try:
+        with zipfile.ZipFile(content) as archive:
+            bad = archive.testzip()
+    except (zipfile.BadZipFile, ValueError, RuntimeError, NotImplementedError, OSError, EOFError, zlib.error) as error:
+        raise _damaged(path, what, cure, error) from error
+    if bad is not None:
+        raise _damaged(path, what, cure, f"the checksum of {bad} is wrong")
+    content.seek(0)
+    return content
 
 
-def _write_sealed(path: Path, content: bytes) -> None:
-    write_atomically(path, content + hashlib.sha256(content).digest())
-
-
-def _damaged(path: Path, what: str, error: Exception | str) -> UserError:
-    return UserError(f"{what} {path} is damaged ({error}); restore it from a copy, or delete it to have it made again.")
+def _damaged(path: Path, what: str, cure: str, error: Exception | str) -> UserError:
+    return UserError(f"{what} {path} is damaged ({error}); {cure}.")
 
 
 def save_torch(path: Path, content: dict[str, Any]) -> None:
     """Save tensors, numbers and strings in nested dicts and lists, as `torch.save` does, atomically."""
     buffer = io.BytesIO()
     torch.save(content, buffer)
-    _write_sealed(path, buffer.getvalue())
+    write_atomically(path, buffer.getvalue())
 
 
-def load_torch(path: Path, what: str) -> dict[str, Any]:
-    """Load what `save_torch` wrote, on the CPU. `what` names the file's role in errors.
+def load_torch(path: Path, what: str, cure: str = RESTORE) -> dict[str, Any]:
+    """Load what `save_torch` wrote, on the CPU. In errors, `what` names the file's role and `cure` what to do.
 
     Raises:
         UserError: the file is missing, truncated, fails its checksum, or holds anything but plain data.
     """
     try:
-        return torch.load(_read_sealed(path, what), map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:  # sealed, but not by `save_torch`
-        raise _damaged(path, what, "it isn't plain tensors, numbers and strings") from error
+        return torch.load(_read_zip(path, what, cure), map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:  # whole, but not by `save_torch`
+        raise _damaged(path, what, cure, "it isn't plain tensors, numbers and strings") from error
 
 
 def save_arrays(path: Path, **arrays: np.ndarray) -> None:
     """Save named arrays as an uncompressed `.npz`, atomically."""
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
-    _write_sealed(path, buffer.getvalue())
+    write_atomically(path, buffer.getvalue())
 
 
-def load_arrays(path: Path, what: str) -> dict[str, np.ndarray]:
-    """Load what `save_arrays` wrote.
-
-    Raises:
-        UserError: the file is missing, truncated, fails its checksum, or holds Python objects.
-    """
+def load_arrays(path: Path, what: str, cure: str = RESTORE) -> dict[str, np.ndarray]:
+    """Load what `save_arrays` wrote. Raises UserError as `load_torch` does."""
     try:
-        with np.load(_read_sealed(path, what), allow_pickle=False) as archive:
+        with np.load(_read_zip(path, what, cure), allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
-    except (zipfile.BadZipFile, EOFError, ValueError, AttributeError) as error:  # sealed, but not by `save_arrays`
-        raise _damaged(path, what, "it isn't plain named arrays") from error
+    except (EOFError, ValueError, AttributeError) as error:  # whole, but not by `save_arrays`
+        raise _damaged(path, what, cure, "it isn't plain named arrays") from error
 
 
 def _digest(content: dict[str, Any]) -> str:
@@ -132,18 +132,14 @@ def save_json(path: Path, content: dict[str, Any]) -> None:
     write_atomically(path, (json.dumps(content | {"sha256": _digest(content)}, indent=2) + "\n").encode())
 
 
-def load_json(path: Path, what: str) -> dict[str, Any]:
-    """Load what `save_json` wrote, without the checksum.
-
-    Raises:
-        UserError: the file is missing, is no JSON, or fails its checksum.
-    """
+def load_json(path: Path, what: str, cure: str = RESTORE) -> dict[str, Any]:
+    """Load what `save_json` wrote, without the checksum. Raises UserError as `load_torch` does."""
     raw = _read(path, what)
     try:
         content = json.loads(raw)
         expected = content.pop("sha256")
     except (ValueError, AttributeError, KeyError, TypeError) as error:
-        raise _damaged(path, what, repr(error)) from error
+        raise _damaged(path, what, cure, repr(error)) from error
     if _digest(content) != expected:
-        raise _damaged(path, what, "its checksum is wrong")
+        raise _damaged(path, what, cure, "its checksum is wrong")
     return content

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from common import UserError, files, launch
 from common.rollouts import Episode, pack, unpack
@@ -22,6 +23,13 @@ def versions() -> dict[str, Any]:
     """What a reader needs to repeat a run."""
     packages = {name: importlib.metadata.version(name) for name in PACKAGES}
     return packages | {"python": platform.python_version(), "machine": platform.machine(), "system": platform.system()}
+
+
+def code(script: Path) -> dict[str, str]:
+    """SHA-256 of the script and of each file of `common/`."""
+    paths = [script, *sorted(Path(__file__).parent.glob("*.py"))]
+    names = [path.name if path is script else f"common/{path.name}" for path in paths]
+    return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in zip(names, paths, strict=True)}
 
 
 class Folder:
@@ -43,11 +51,12 @@ class Folder:
         self.is_new = not (self.path / "args.json").exists()
         if self.is_new:
             files.write_atomically(self.path / script.name, script.read_bytes())
-            files.save_json(self.path / "versions.json", versions())
+            files.save_json(self.path / "versions.json", versions() | {"code": code(script), "changes": []})
             content = {"script": script.name, "row": row, "teacher_sha256": teacher_sha256}
             self._args_json = content | {"args": dataclasses.asdict(args)}
         else:
-            self._refuse_changes(teacher_sha256)
+            self._refuse_other_flags(teacher_sha256)
+            self._refuse_other_code()
             for folder in (self.path, *self.path.glob("cycle_*")):
                 files.remove_leftovers(folder)
 
@@ -85,7 +94,7 @@ class Folder:
             raise UserError(f"the run folder can't be written: {error.strerror} ({error.filename}).") from error
         return path
 
-    def _refuse_changes(self, teacher_sha256: str | None) -> None:
+    def _refuse_other_flags(self, teacher_sha256: str | None) -> None:
         launch.saved_args(type(self._args), self.path)
         saved = files.load_json(self.path / "args.json", "arguments")
         if found := launch.difference(self._args, saved["args"]):
@@ -96,6 +105,22 @@ class Folder:
                 f"{self.path} was started with another teacher: --teacher {self._args.teacher} had SHA-256 "
                 f"{saved['teacher_sha256']} and has {teacher_sha256} now; bring it back, or start in a new folder."
             )
+
+    def _refuse_other_code(self) -> None:
+        """Raise UserError if code or packages aren't those of the start, or book it where that is accepted."""
+        path, now = self.path / "versions.json", versions() | {"code": code(self.script)}
+        before = files.load_json(path, "versions")
+        pairs = {name: (before[name], now[name]) for name in PACKAGES}
+        pairs |= {name: (before["code"].get(name), now["code"].get(name)) for name in before["code"] | now["code"]}
+        changed = {name: list(pair) for name, pair in pairs.items() if pair[0] != pair[1]}
+        if changed and not self._args.accept_changes:
+            named = ", ".join(f"{name} {a} -> {b}" if name in PACKAGES else name for name, (a, b) in changed.items())
+            raise UserError(
+                f"{self.path} was begun with other code or packages: {named}. Bring them back, start in a new folder, "
+                "or go on all the same with --accept-changes, which the report will say."
+            )
+        if changed:
+            files.save_json(path, now | {"changes": [*before["changes"], changed]})
 
     def close(self) -> None:
         """Free the lock."""
@@ -125,22 +150,34 @@ class Folder:
             files.save_arrays(self.cycle_dir(cycles[-1]) / "batch.npz", run=np.array(self.run_id), **arrays)
             self._unsaved = []
 
-    def read_batch(self, cycle: int) -> list[Episode] | None:
-        """The batch of a cycle, None if no file has it. Files are read once, in order. Raises UserError for damage."""
-        if cycle > self._stored[0]:
-            numbers = sorted(int(path.parent.name[6:]) for path in self.path.glob("cycle_*/batch.npz"))
-            holder = next((number for number in numbers if number >= cycle), None)
-            if holder is None:
-                return None
-            path = self.cycle_dir(holder) / "batch.npz"
-            arrays = files.load_arrays(path, "batch")
-            if str(arrays.pop("run", None)) != self.run_id:
-                raise UserError(f"batch {path} belongs to another run.")
-            batches: dict[int, list[Episode]] = {}
-            for episode, number in zip(*unpack(arrays), strict=True):
-                batches.setdefault(number, []).append(episode)
-            self._stored = (holder, batches)
-        return self._stored[1].pop(cycle, None)
+    def read_batch(self, cycle: int, must_exist: bool) -> list[Episode] | None:
+        """The batch of a cycle, or None if it has to be deployed. Files are read once, in order.
+
+        Raises:
+            UserError: it is lost or damaged, and `must_exist`, because its policy is no longer at hand.
+        """
+        try:
+            if cycle > self._stored[0]:
+                numbers = sorted(int(path.parent.name[6:]) for path in self.path.glob("cycle_*/batch.npz"))
+                holder = next((number for number in numbers if number >= cycle), None)
+                self._stored = (holder, self._read_batches(holder)) if holder is not None else (0, {})
+        except UserError as error:
+            if must_exist:
+                raise
+            tqdm.write(f"{error} It is deployed again.")  # by the same policy and seeds, so it is the very same
+        batch = self._stored[1].pop(cycle, None)
+        if batch is None and must_exist:
+            raise UserError(f"{self.path} has lost its batch of cycle {cycle}; start again in a new folder.")
+        return batch
+
+    def _read_batches(self, holder: int) -> dict[int, list[Episode]]:
+        path, batches = self.cycle_dir(holder) / "batch.npz", {}
+        arrays = files.load_arrays(path, "batch")
+        if str(arrays.pop("run", None)) != self.run_id:
+            raise UserError(f"batch {path} belongs to another run.")
+        for episode, number in zip(*unpack(arrays), strict=True):
+            batches.setdefault(number, []).append(episode)
+        return batches
 
     def copy_cycle_0(self, source: Path) -> None:
         """Take over what cycle 0 of the run in `source` left."""
@@ -151,3 +188,7 @@ class Folder:
     def keep_pretrained(self) -> None:
         """Keep the present checkpoint beside the clone, for runs that are started with `--pretrained`."""
         files.write_atomically(self.cycle_dir(0) / "checkpoint.pt", (self.path / "checkpoint.pt").read_bytes())
+
+    def origin(self) -> dict[str, Any]:
+        """What a snapshot says of where it comes from."""
+        return {"command": launch.command(self._args, self.script.name), "versions": versions()}

@@ -4,11 +4,13 @@ The types of a script's flags say which numbers they take, so a flag is checked 
 `sigma: NonNegativeFloat = 0.3`.
 """
 
+import copy
 import dataclasses
 import math
 import os
 import shlex
 import shutil
+import signal
 import sys
 import time
 import typing
@@ -21,7 +23,7 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from common import Interrupted, UserError, files
+from common import Interrupted, UserError, files, foreign
 
 
 class Range(NamedTuple):
@@ -44,6 +46,11 @@ class Range(NamedTuple):
         return f"a{' finite' * (not self.inf)} number{lower}"
 
 
+class Reference:
+    """Marks a flag that may name a file: PATH.pt or FILE.py:Class."""
+
+
+FileOrName = Annotated[str, Reference]
 PositiveInt = Annotated[int, Range(0, above=True)]
 NonNegativeInt = Annotated[int, Range(0)]
 PositiveFloat = Annotated[float, Range(0, above=True)]
@@ -51,20 +58,28 @@ NonNegativeFloat = Annotated[float, Range(0)]
 PositiveOrInf = Annotated[float, Range(0, above=True, inf=True)]
 
 
-def _range(hint: Any) -> Range | None:
-    """The range in a flag's type, also inside `... | None`."""
-    for part in getattr(hint, "__metadata__", ()):
-        if isinstance(part, Range):
-            return part
-    return next(filter(None, map(_range, typing.get_args(hint))), None)
+def _marks(hint: Any) -> list[Any]:
+    """What a flag's type is annotated with, also inside `... | None`."""
+    inside = [mark for part in typing.get_args(hint) for mark in _marks(part)]
+    return [*getattr(hint, "__metadata__", ()), *inside]
 
 
-def check_flags(args: Any) -> None:
-    """Raise UserError if a number is outside the range that its flag's type states, or isn't finite."""
+def checked(args: Any) -> Any:
+    """The flags with absolute paths in place of relative ones, so that a run goes on from any folder.
+
+    Raises:
+        UserError: a number is outside the range that its flag's type states, or isn't finite.
+    """
+    args = copy.copy(args)
     for name, hint in typing.get_type_hints(type(args), include_extras=True).items():
-        value, allowed = getattr(args, name), _range(hint) or Range()
-        if isinstance(value, int | float) and not isinstance(value, bool) and value not in allowed:
-            raise UserError(f"--{name.replace('_', '-')} must be {allowed}, not {value}.")
+        value, marks = getattr(args, name), _marks(hint)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            allowed = next((mark for mark in marks if isinstance(mark, Range)), Range())
+            if value not in allowed:
+                raise UserError(f"--{name.replace('_', '-')} must be {allowed}, not {value}.")
+        if Reference in marks and (value.endswith(".pt") or foreign.is_reference(value)):
+            setattr(args, name, str(Path(value).resolve()))
+    return args
 
 
 def row_name(name: str, args: Any, readings: tuple[str, ...]) -> str:
@@ -81,8 +96,11 @@ def row_name(name: str, args: Any, readings: tuple[str, ...]) -> str:
 # Flags that may change when a run is continued, because they don't change its result.
 FREE_FLAGS = {
     "resume", "run_dir", "pretrained", "num_workers", "track", "wandb_project_name", "wandb_entity", "capture_video",
-    "demo_dir", "checkpoint_every", "ray_address",
+    "demo_dir", "checkpoint_every", "ray_address", "accept_changes",
 }  # fmt: skip
+
+
+NOT_IN_COMMAND = ("run_dir", "resume", "pretrained", "accept_changes")
 
 
 def difference(args: Any, other: dict[str, Any], may_differ: Collection[str] = ()) -> tuple[str, Any, Any] | None:
@@ -98,7 +116,7 @@ def command(args: Any, script: str) -> str:
     words = ["python", script]
     for field in dataclasses.fields(args):
         value, flag = getattr(args, field.name), "--" + field.name.replace("_", "-")
-        if field.name in ("run_dir", "resume", "pretrained") or (value == field.default and field.name != "env_id"):
+        if field.name in NOT_IN_COMMAND or (value == field.default and field.name != "env_id"):
             continue
         if isinstance(value, bool):
             words.append(flag if value else flag.replace("--", "--no-", 1))
@@ -137,6 +155,8 @@ def launch(args_type: type, main: Callable[[Any], Path]) -> None:
             args = parse(default=saved_args(args_type, Path(args.resume)))
             args = dataclasses.replace(args, run_dir=args.resume, resume=None)
         main(args)
+    except KeyboardInterrupt:  # before there is a run that could be saved
+        sys.exit(128 + signal.SIGINT)
     except UserError as error:
         sys.exit(f"error: {error}")
     except Interrupted as stop:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from common import UserError, files
@@ -49,38 +50,42 @@ class Metrics:
         """How far the file has been written, for a checkpoint; call `flush` first."""
         return {"bytes": self._bytes, "crc": self._crc}
 
-    @property
-    def evaluations_waiting(self) -> int:
-        """Evaluations that were started and not written."""
-        return sum(pending is not None for _, pending in self._waiting)
+    def wait_for_evaluations(self, at_most: int) -> None:
+        """Write lines until no more than `at_most` evaluations are under way."""
+        while sum(pending is not None for _, pending in self._waiting) > at_most:
+            self._write_first()
 
-    def add(self, line: dict[str, Any], evaluation: Pending | None = None) -> None:
-        """Write a line once its evaluation is there, and those before it are written. Raises ValueError for a key."""
-        if unknown := set(line) - {*CLOCKS, *self._keys}:
+    def add(self, clock: dict[str, Any], values: dict[str, Any], evaluation: Pending | None = None) -> None:
+        """Write a line once its evaluation is there, and those before it are written.
+
+        Args:
+            values: 0-dim tensors and numbers; None is left out. Raises ValueError for a key that is no column.
+        """
+        if unknown := set(values) - set(self._keys):
             raise ValueError(f"metric keys {sorted(unknown)} are not among the script's: {self._keys}")
-        self._waiting.append((line, evaluation))
+        tensors = [name for name, value in values.items() if isinstance(value, torch.Tensor)]
+        if tensors:  # one transfer for all of them
+            numbers = torch.stack([values[name].detach().float() for name in tensors]).tolist()
+            values = values | dict(zip(tensors, numbers, strict=True))
+        self._waiting.append((clock | values, evaluation))
         self.flush()
 
     def flush(self, wait: bool = False) -> None:
         """Write the lines at the head of the queue whose evaluations are there; with `wait`, all."""
         while self._waiting and (wait or self._waiting[0][1] is None or self._waiting[0][1].done()):
-            self.flush_one()
+            self._write_first()
 
-    def flush_one(self) -> None:
+    def _write_first(self) -> None:
         """Write the line at the head of the queue, waiting for its evaluation."""
         line, pending = self._waiting[0]
         if pending is not None:
             self.last_return = float(np.mean([episode.episodic_return for episode in pending.result()]))
             line = line | {"eval/episodic_return": self.last_return}
         self._waiting.pop(0)
-        self.write(line)
-
-    def write(self, line: dict[str, Any]) -> None:
-        """Write a line, to wandb too, and to the screen if no progress bar shows that the run is alive."""
         self._append([line.get(name) for name in (*CLOCKS, *self._keys)])
         if self._wandb is not None:
             self._wandb.log({name: value for name, value in line.items() if value is not None})
-        if not sys.stderr.isatty():
+        if not sys.stderr.isatty():  # no progress bar shows that the run is alive
             numbers = {name: value for name, value in line.items() if name not in CLOCKS and value is not None}
             step = f"pretrain step {line['pretrain_step']}" if line["pretrain_step"] else f"step {line['learner_step']}"
             text = ", ".join(f"{name.partition('/')[2]} {value:.4g}" for name, value in numbers.items())
@@ -96,11 +101,13 @@ class Metrics:
         self._crc = zlib.crc32(data, self._crc)
         self._bytes += len(data)
 
-    def start_wandb(self, wandb_id: str | None, **about: Any) -> str:
+    def start_wandb(self, wandb_id: str | None, args: Any, row: str) -> str:
         """Mirror to wandb from now on, as the run `wandb_id` if it was tracked before; returns its id."""
         import wandb
 
-        self._wandb = wandb.init(id=wandb_id, resume="allow", dir=self._path.parent, **about)
+        about = {"project": args.wandb_project_name, "entity": args.wandb_entity, "group": row}
+        about |= {"name": self._path.parent.name, "dir": self._path.parent, "config": vars(args) | {"row": row}}
+        self._wandb = wandb.init(id=wandb_id, resume="allow", **about)
         wandb.define_metric("*", step_metric="learner_step")
         wandb.define_metric("losses/bc_loss", step_metric="pretrain_step")
         return self._wandb.id

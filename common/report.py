@@ -161,7 +161,8 @@ def make_report(run_dir: Path, queries: dict[str, int], seconds: dict[str, float
         "regret": regret,
         "regret_per_episode": regret / len(deployed_return) if teacher and len(deployed_return) else None,
         "teacher_queries": queries,
-        "seconds": seconds,
+        "changes": files.load_json(run_dir / "versions.json", "versions")["changes"],
+        "seconds": {name: round(value, 2) for name, value in seconds.items()},
         "wall_s": rows[-1]["wall_s"] if rows else None,
     }
     files.save_json(run_dir / "report.json", report)

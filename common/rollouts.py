@@ -43,6 +43,11 @@ class Episode(NamedTuple):
         return float(weights @ self.reward)
 
 
+def num_steps(episodes: list[Episode]) -> int:
+    """Environment steps of the episodes."""
+    return sum(len(episode.reward) for episode in episodes)
+
+
 def pack(episodes: list[Episode], cycles: list[int]) -> dict[str, np.ndarray]:
     """Episodes as flat arrays: obs (sum of T + 1, .), action, reward, discount (sum of T, .), length, cycle (E,)."""
     arrays = {name: np.concatenate([getattr(episode, name) for episode in episodes]) for name in Episode._fields}
@@ -83,6 +88,11 @@ def episode_seeds(stream: tuple[int, ...], i: int) -> tuple[int, np.random.SeedS
     return int(reset_seed.generate_state(1)[0]), noise_seed
 
 
+def exploration_noise(seed: np.random.SeedSequence, sigma: float, length: int, action_size: int) -> np.ndarray:
+    """The noise of a whole episode, (length, action_size)."""
+    return np.float32(sigma) * np.random.default_rng(seed).standard_normal((length, action_size), np.float32)
+
+
 def stream_seed(seed: int, stream: int) -> int:
     """A 32-bit seed for one of a run's streams of random numbers."""
     return int(np.random.SeedSequence([seed, stream]).generate_state(1)[0])
@@ -115,8 +125,7 @@ def run_block(env_id: str, actor: Actor, sigma: float, stream: tuple[int, ...], 
     for i, row, env in zip(indices, rows, envs, strict=True):
         reset_seed, noise_seed = episode_seeds(stream, i)
         env.reset(reset_seed, obs[0, row])
-        if sigma > 0:
-            noise[:, row] = sigma * np.random.default_rng(noise_seed).standard_normal((length, action_size), np.float32)
+        noise[:, row] = exploration_noise(noise_seed, sigma, length, action_size)
     with one_thread(), torch.inference_mode():
         running = list(zip(rows, envs, strict=True))
         for t in range(length):

@@ -19,9 +19,11 @@ from typing import Any
 import numpy as np
 import pebble
 import torch
+from tqdm import tqdm
 
-from common import UserError
-from common.rollouts import BLOCK, Actor, Episode, Pending, run_block
+from common import UserError, progress
+from common.envs import EnvSpec
+from common.rollouts import BLOCK, Actor, Episode, Pending, num_steps, run_block
 
 MAX_TRIES = 3  # of one block, before a lost worker becomes an error [ours]
 BLOCK_TIMEOUT = 3600.0  # seconds until a block counts as hung [ours: a teacher that plans for 1 s a step needs 1,000]
@@ -101,15 +103,18 @@ class _InWorker:
 class Workers:
     """Runs blocks in `num_workers` processes, in this one if 0, or on a Ray cluster. The data is always the same."""
 
-    def __init__(self, num_workers: int, block_timeout: float = BLOCK_TIMEOUT, ray_address: str | None = None) -> None:
+    def __init__(
+        self, env: EnvSpec, num_workers: int, block_timeout: float = BLOCK_TIMEOUT, ray_address: str | None = None
+    ) -> None:
         """Start nothing yet; processes start, and a cluster is asked for, with the first block.
 
         Args:
+            env: the task of all episodes.
             block_timeout: seconds after which a block in a worker counts as hung and is run again.
             ray_address: of a running cluster, or "auto" for the one this machine is in. It runs as many blocks at once
                 as it has free CPUs, whatever `num_workers` says.
         """
-        self.num_workers, self._timeout, self._pool = num_workers, block_timeout, None
+        self._env, self.num_workers, self._timeout, self._pool = env, num_workers, block_timeout, None
         self._ray_address, self._ray = ray_address, None
         if ray_address is not None:
             self.num_workers = max(1, num_workers)
@@ -135,10 +140,11 @@ class Workers:
             raise UserError(f"--ray-address {self._ray_address}: {error}") from error
         return ray
 
-    def submit(self, env_id: str, actor: Actor, sigma: float, stream: tuple[int, ...], indices: range) -> Pending:
+    def submit(self, actor: Actor, sigma: float, stream: tuple[int, ...], indices: range) -> Pending:
         """Run one block with the actor as it is now: later changes to its weights don't reach the block."""
         if isinstance(actor, torch.nn.Module):
             actor = copy.deepcopy(actor).cpu()
+        env_id = self._env.env_id
         what = f"episodes {indices.start}-{indices.stop - 1} of stream {stream} on {env_id}"
         if self._ray_address is not None:
             self._ray = self._ray or self._start_ray()
@@ -157,25 +163,38 @@ class Workers:
             self._pool = self._start()
         return self._pool.schedule(_run_pickled, arguments, timeout=self._timeout)
 
-    def collect(
-        self,
-        env_id: str,
-        actor: Actor,
-        sigma: float,
-        stream: tuple[int, ...],
-        indices: range,
-        on_episodes: Callable[[list[Episode]], Any] = lambda _: None,
-    ) -> list[Episode]:
-        """Run the episodes `indices` and return them in order, calling `on_episodes` with each block that is there."""
+    def episodes(
+        self, actor: Actor, sigma: float, stream: tuple[int, ...], indices: range, desc: str
+    ) -> list[Episode]:  # fmt: skip
+        """Run the episodes `indices` of a stream and return them in order, with a progress bar named `desc`."""
+        with progress.bar(len(indices) * self._env.episode_length, desc, unit="step", unit_scale=True) as bar:
+            return self._run(actor, sigma, stream, indices, [], bar)
+
+    def steps(self, actor: Actor, sigma: float, stream: tuple[int, ...], missing: int, desc: str) -> list[Episode]:
+        """Run the fewest first episodes of a stream that have `missing` steps in all, or more."""
+        episodes: list[Episode] = []
+        with progress.bar(missing, desc, unit="step", unit_scale=True) as bar:
+            while (left := missing - num_steps(episodes)) > 0:
+                # As many as are needed if they are as long as those so far, which depends on nothing but the data.
+                length = max(1, num_steps(episodes) // len(episodes)) if episodes else self._env.episode_length
+                indices = range(len(episodes), len(episodes) + -(-left // length))
+                self._run(actor, sigma, stream, indices, episodes, bar)
+        ends = itertools.accumulate(len(episode.reward) for episode in episodes)
+        return episodes[: 1 + sum(end < missing for end in ends)]
+
+    def _run(
+        self, actor: Actor, sigma: float, stream: tuple[int, ...], indices: range, episodes: list[Episode], bar: tqdm
+    ) -> list[Episode]:  # fmt: skip
+        """Append the episodes `indices` to `episodes`."""
         cuts = [indices.start, *(i for i in indices[1:] if i % BLOCK == 0), indices.stop]
-        blocks = (self.submit(env_id, actor, sigma, stream, range(*pair)) for pair in itertools.pairwise(cuts))
+        blocks = (self.submit(actor, sigma, stream, range(*pair)) for pair in itertools.pairwise(cuts))
         if self.num_workers > 0:
             blocks = iter(list(blocks))  # all at once; without workers one by one, for the progress bar
-        episodes: list[Episode] = []
         for block in blocks:
             new = block.result()
-            on_episodes(new)
             episodes += new
+            bar.update(num_steps(new))
+            bar.set_postfix_str(f"return={np.mean([episode.episodic_return for episode in episodes]):.0f}")
         return episodes
 
     def close(self) -> None:

@@ -1,6 +1,6 @@
 """Keeps the text that the four scripts share byte-identical: `python tests/shared_text.py` copies it from the trunk.
 
-Only four places may differ: the module's docstring, the marked part of `Args`, `annotate` and `policy_loss`.
+Only three places may differ: the module's docstring, the script's first flags, and the part that is the script's own.
 """
 
 import ast
@@ -10,23 +10,28 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 TRUNK = "gbrl_d4pg.py"
 VARIANTS = ("gbrl_bc_reg.py", "gbrl_teacher_action.py", "gbrl_teacher_grad.py")
-OWN_BEGINS, OWN_ENDS = "    # ---- this script's own", "    # ---- shared by the four scripts"
-OWN_FUNCTIONS = ("annotate", "policy_loss")
-
-
-def own_ranges(source: str) -> list[tuple[int, int]]:
-    """Line ranges [start, end) of the four places, from top to bottom. Raises ValueError if one is missing."""
-    lines, tree = source.splitlines(), ast.parse(source)
-    marks = [i for i, line in enumerate(lines) if line.startswith((OWN_BEGINS, OWN_ENDS))]
-    functions = [n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name in OWN_FUNCTIONS]
-    if ast.get_docstring(tree) is None or len(marks) != 2 or len(functions) != 2:
-        raise ValueError("need a docstring, both marks in Args, annotate and policy_loss, each once")
-    return [(0, tree.body[0].end_lineno), (marks[0], marks[1]), *((n.lineno - 1, n.end_lineno) for n in functions)]
+# Own text reaches from the first line of each pair to the second; that of the docstring is found by itself.
+MARKS = (
+    ("    # ---- this script's own", "    # ---- shared by the four scripts"),
+    ("# ======== what is this script's own", "# ======== learning"),
+)
 
 
 def parts(source: str) -> tuple[list[str], list[str]]:
-    """The script's shared stretches and its own, in order: shared[0] follows own[0], and so on."""
-    lines, ranges = source.splitlines(keepends=True), own_ranges(source)
+    """The script's shared stretches and its own, in order: shared[0] follows own[0], and so on.
+
+    Raises:
+        ValueError: the docstring or a mark is missing, or is there twice.
+    """
+    lines, tree = source.splitlines(keepends=True), ast.parse(source)
+    if ast.get_docstring(tree) is None:
+        raise ValueError("need a docstring")
+    ranges = [(0, tree.body[0].end_lineno)]
+    for marks in MARKS:
+        found = [[i for i, line in enumerate(lines) if line.startswith(mark)] for mark in marks]
+        if [len(places) for places in found] != [1, 1]:
+            raise ValueError(f"need each of the lines {marks} once")
+        ranges.append((found[0][0], found[1][0]))
     own = ["".join(lines[start:end]) for start, end in ranges]
     ends = [start for start, _ in ranges[1:]] + [len(lines)]
     shared = ["".join(lines[end:next_start]) for (_, end), next_start in zip(ranges, ends, strict=True)]
@@ -34,7 +39,7 @@ def parts(source: str) -> tuple[list[str], list[str]]:
 
 
 def repaired(trunk: str, variant: str) -> str:
-    """The variant with its own four places and the trunk's shared text."""
+    """The variant with its own three places and the trunk's shared text."""
     return "".join(own + shared for own, shared in zip(parts(variant)[1], parts(trunk)[0], strict=True))
 
 
