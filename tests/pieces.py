@@ -10,7 +10,7 @@ import torch
 import tyro
 
 import gbrl_d4pg
-from common import snapshots
+from common import envs, snapshots
 from common.envs import EnvSpec
 from common.run import Run
 
@@ -80,6 +80,18 @@ def make_teacher():
     with tempfile.TemporaryDirectory() as folder:
         save_teacher(Path(folder) / "teacher.pt")
         return snapshots.load(Path(folder) / "teacher.pt", CPU)
+
+
+def run_made_up(row, task, folder, **flags):
+    """A whole run of a row on a made-up task, a second long, with a made-up agent as its teacher; its folder."""
+    script, args = parse(row)
+    env_id, teacher = f"{TASKS}:{task}", folder.parent / f"{task}.pt"
+    if not teacher.exists():
+        save_teacher(teacher, envs.spec(env_id))
+    budget = {"batch_size": 8, "demo_episodes": 2, "bc_steps": 5, "critic_steps": 5, "num_workers": 0}
+    budget |= {"report_episodes": 2, "target_period": 4, "eval_every": 10, "run_dir": str(folder)}
+    own = {"env_id": env_id, "teacher": str(teacher), "demo_dir": str(folder.parent)}
+    return script.main(script.Args(**(vars(args) | budget | own | flags)))
 
 
 class StubRun:

@@ -6,11 +6,11 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from pieces import CPU, ENV, TASKS, make_agent, make_args, make_batch, make_teacher, parse, progress, save_teacher
+from pieces import ENV, make_agent, make_args, make_batch, make_teacher, parse, progress, run_made_up
 from small import report, result
 
 import gbrl_d4pg
-from common import envs, files, rollouts
+from common import files, rollouts
 
 STEPS = 50
 
@@ -175,32 +175,8 @@ def fingerprint(tensors):
     return digest.hexdigest()
 
 
-@pytest.fixture
-def run_made_up(tmp_path, monkeypatch):
-    """Run a row on a made-up task, which takes a second, with a made-up agent as its teacher."""
-
-    def run(row, task, folder="run", **flags):
-        script, args = parse(row)
-        monkeypatch.setattr(script.launch, "configure_torch", lambda args: CPU)  # leave other tests' settings alone
-        env_id = f"{TASKS}:{task}"
-        teacher = tmp_path / f"{task}.pt"
-        if not teacher.exists():
-            save_teacher(teacher, envs.spec(env_id))
-        budget = {"batch_size": 8, "demo_episodes": 2, "bc_steps": 5, "critic_steps": 5, "num_workers": 0}
-        budget |= {"report_episodes": 2, "target_period": 4, "eval_every": 10}
-        paths = {
-            "env_id": env_id,
-            "teacher": str(teacher),
-            "demo_dir": str(tmp_path),
-            "run_dir": str(tmp_path / folder),
-        }
-        return script.main(script.Args(**(vars(args) | budget | paths | flags)))
-
-    return run
-
-
 @pytest.mark.parametrize("row", ["bc", "between:1", "ta:1", "ta_qf", "tg:1"])
-def test_a_run_keeps_anchors_and_teacher_and_spends_its_exact_budget(row, run_made_up, tmp_path, monkeypatch):
+def test_a_run_keeps_anchors_and_teacher_and_spends_its_exact_budget(row, tmp_path, monkeypatch):
     """7 episodes of 20 steps and 31 updates in 3 cycles."""
     script, deployed, updates, targets = parse(row)[0], [], [], []
 
@@ -218,7 +194,7 @@ def test_a_run_keeps_anchors_and_teacher_and_spends_its_exact_budget(row, run_ma
     honest_block, honest_gradients = rollouts.run_block, script.compute_gradients
     monkeypatch.setattr("common.workers.run_block", run_block)
     monkeypatch.setattr(script, "compute_gradients", recorded)
-    run_dir = run_made_up(row, "Walk", actor_steps=145, learner_steps=31, num_cycles=3)
+    run_dir = run_made_up(row, "Walk", tmp_path / "run", actor_steps=145, learner_steps=31, num_cycles=3)
 
     assert [(cycle, episodes, before) for cycle, episodes, _, before in deployed] == [(1, 2, 0), (2, 2, 8), (3, 3, 17)]
     in_cycle = [n / 8 for n in range(8)] + [n / 9 for n in range(9)] + [n / 14 for n in range(14)]
@@ -237,10 +213,10 @@ def test_a_run_keeps_anchors_and_teacher_and_spends_its_exact_budget(row, run_ma
         assert update[:4] == (kept[0], kept[0 if n < 8 else 1 if n < 17 else 2], *teacher)
 
 
-def test_budgets_stay_true_where_episodes_end_early_with_any_number_of_workers(run_made_up):
+def test_budgets_stay_true_where_episodes_end_early_with_any_number_of_workers(tmp_path):
     """250 steps a cycle in episodes of 1 to 50 steps, and every transition sampled 4 times in the cycle it arrives."""
     flags = {"actor_steps": 1_000, "samples_per_insert": 4.0, "num_cycles": 4}
-    runs = [run_made_up("ta:1", "Falls", str(n), num_workers=n, **flags) for n in (0, 2)]
+    runs = [run_made_up("ta:1", "Falls", tmp_path / str(n), num_workers=n, **flags) for n in (0, 2)]
     assert result(runs[0]) == result(runs[1])
     steps = [0]
     for cycle in range(1, 5):
