@@ -2,28 +2,17 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import nn
+from small import ROOT
 
-from common import UserError, envs, evaluate, files, rollouts, teachers
+import gbrl_d4pg
+from common import UserError, envs, evaluate, files, rollouts, snapshots
 
-ROOT = Path(__file__).resolve().parent.parent
 TASK = "cartpole-swingup"
-
-
-def network(inputs, outputs, hidden=16):
-    net = nn.Module()
-    net.torso = nn.Sequential(
-        nn.Linear(inputs, hidden), nn.LayerNorm(hidden), nn.Tanh(),
-        nn.Linear(hidden, hidden), nn.ELU(), nn.Linear(hidden, hidden), nn.ELU(),
-    )  # fmt: skip
-    net.head = nn.Linear(hidden, outputs)
-    return net
 
 
 @pytest.fixture(scope="module")
@@ -32,10 +21,10 @@ def run_folder(tmp_path_factory):
     folder, spec = tmp_path_factory.mktemp("run"), envs.spec(TASK)
     for cycle in (1, 2):
         torch.manual_seed(cycle)
-        policy = network(spec.obs_size, spec.action_size)
-        critic = network(spec.obs_size + spec.action_size, 51)
+        agent = gbrl_d4pg.Agent(gbrl_d4pg.Args(), spec, torch.device("cpu"))
+        torch.nn.init.normal_(agent.policy.head.weight)
         path = folder / f"cycle_{cycle:04d}" / "snapshot.pt"
-        teachers.save_snapshot(path, spec, policy, critic, (51, -150.0, 150.0), {"seed": cycle})
+        snapshots.save(path, spec, agent.policy, agent.critic, {"seed": cycle})
     return folder
 
 
@@ -47,7 +36,7 @@ def command(*arguments):
 def test_the_printed_score_is_that_of_the_rollouts(run_folder, tmp_path):
     result = command(run_folder, "--episodes", 3, "--seed", 5, "--num-workers", 0, "--json", tmp_path / "score.json")
     assert result.returncode == 0, result.stderr
-    snapshot = teachers.load_snapshot(run_folder / "cycle_0002" / "snapshot.pt", torch.device("cpu"))
+    snapshot = snapshots.load(run_folder / "cycle_0002" / "snapshot.pt", torch.device("cpu"))
     episodes = rollouts.run_block(TASK, snapshot.action, 0.0, (evaluate.STREAM, 5), range(3))
     returns = [episode.episodic_return for episode in episodes]
     assert len(set(returns)) == 3  # the start states differ
@@ -101,7 +90,7 @@ def test_the_film_shows_the_first_scored_episode(run_folder, tmp_path):
     if "no video" in result.stderr:
         pytest.skip(result.stderr)
     assert result.returncode == 0, result.stderr
-    snapshot = teachers.load_snapshot(path, torch.device("cpu"))
+    snapshot = snapshots.load(path, torch.device("cpu"))
     first = evaluate.score(snapshot, 1, 5, num_workers=0)[0]
     assert f"return {first:.2f}" in result.stdout
     with Image.open(output) as film:
