@@ -24,10 +24,10 @@ ROWS = (
 )  # fmt: skip
 
 
-def parse(row, **flags):
-    """The row's script and its arguments as its command line gives them."""
+def parse(row, script=None, **flags):
+    """The row's script, or a fork of it, and its arguments as its command line gives them."""
     name, *words = rows.command(row)
-    script = importlib.import_module(Path(name).stem)
+    script = script or importlib.import_module(Path(name).stem)
     return script, dataclasses.replace(tyro.cli(script.Args, args=words), **flags)
 
 
@@ -82,9 +82,9 @@ def make_teacher():
         return snapshots.load(Path(folder) / "teacher.pt", CPU)
 
 
-def run_made_up(row, task, folder, **flags):
+def run_made_up(row, task, folder, script=None, **flags):
     """A whole run of a row on a made-up task, a second long, with a made-up agent as its teacher; its folder."""
-    script, args = parse(row)
+    script, args = parse(row, script)
     env_id, teacher = f"{TASKS}:{task}", folder.parent / f"{task}.pt"
     if not teacher.exists():
         save_teacher(teacher, envs.spec(env_id))
