@@ -6,8 +6,9 @@ import sys
 import numpy as np
 import pytest
 import torch
+from pieces import TASKS, run_made_up, save_teacher
 from PIL import Image
-from small import ROOT
+from small import ROOT, run_row
 
 import gbrl_d4pg
 from common import UserError, envs, evaluate, files, rollouts, snapshots
@@ -76,12 +77,20 @@ def test_a_bad_path_is_one_sentence(run_folder, tmp_path):
     assert result.stdout == ""
 
 
-def test_a_video_in_an_unknown_format_or_without_a_renderer_is_one_sentence(run_folder, tmp_path, monkeypatch):
+def test_a_video_that_cannot_be_is_one_sentence_and_a_run_says_it_at_its_start(run_folder, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"ends in \.gif"):
         evaluate.film(run_folder / "cycle_0001" / "snapshot.pt", tmp_path / "film.avi", 0)
     monkeypatch.setenv("MUJOCO_GL", "no-such-renderer")
     with pytest.raises(UserError, match="libosmesa6"):
         evaluate.choose_renderer()
+    sentence = "is a task of your own, and only dm_control's are drawn"
+    with pytest.raises(UserError, match=sentence):
+        run_made_up("bc", "Walk", tmp_path / "run", actor_steps=200, capture_video=True)
+    assert not (tmp_path / "run").exists()
+    save_teacher(tmp_path / "walk.pt", envs.spec(f"{TASKS}:Walk"))
+    with pytest.raises(UserError, match=sentence):
+        evaluate.film(tmp_path / "walk.pt", tmp_path / "film.gif", 0)
+    evaluate.main(evaluate.Args(tmp_path / "walk.pt", episodes=2, num_workers=0))  # but it can be scored
 
 
 def test_the_film_shows_the_first_scored_episode(run_folder, tmp_path):
@@ -101,3 +110,18 @@ def test_the_film_shows_the_first_scored_episode(run_folder, tmp_path):
             frames.add(film.convert("RGB").tobytes())
     assert len(frames) > 5
     assert output.stat().st_size < 4e6
+
+
+def test_a_run_films_its_kept_policies(tmp_path, demo_dir, monkeypatch):
+    try:
+        evaluate.check_can_film(TASK)
+    except UserError as error:
+        pytest.skip(str(error))
+    films, honest = [], evaluate.film_apart
+    monkeypatch.setattr(evaluate, "film_apart", lambda *paths: films.append(paths))
+    flags = {"env_id": "pendulum-swingup", "actor_steps": 3_000, "num_cycles": 3, "keep_every": 2, "eval_episodes": 0}
+    run_dir = run_row("bc", tmp_path / "run", demo_dir, capture_video=True, report_episodes=1, **flags)
+    folders = [run_dir / f"cycle_{cycle:04d}" for cycle in (0, 2, 3)]
+    assert films == [(folder / "snapshot.pt", folder / "video.gif") for folder in folders]
+    honest(*films[0])
+    assert (folders[0] / "video.gif").stat().st_size > 10_000
