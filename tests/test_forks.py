@@ -19,6 +19,9 @@ FORKS = {  # patterns and what they become
     "renamed layers": {"self.torso": "self.body"},
     "another critic": {r"self.head\((.*obs, action.*)\)": r"self.head(\1).relu()"},
     "another width": {"hidden: int = 256": "hidden: int = 64", r"head\(256, ": "head(64, "},
+    "noise of torch's global generator": {
+        r"= target_policy\(.*": r"\g<0> + torch.randn_like(batch['action'])",
+    },
     "a flag less": {r"    dqda_clip: .*\n.*\n": "", '"dqda_clip"(, )?': "", "args.dqda_clip": "1.0"},
 }
 BUDGET = {"actor_steps": 300, "learner_steps": 60, "num_cycles": 3, "checkpoint_every": 7}
