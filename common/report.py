@@ -134,19 +134,18 @@ def make_report(run_dir: Path, queries: dict[str, int], seconds: dict[str, float
         teacher = {"name": args["teacher"], "sha256": content["teacher_sha256"], "return": summarise(returns)}
         regret = float((teacher["return"]["mean"] - deployed_return).sum())
     start = summarise(evaluations[0][1])
-    cycles, previous = [], 0
-    for cycle in sorted({int(path.name[6:]) for path in run_dir.glob("cycle_[0-9]*")} - {0}):
+    cycles = []
+    for previous, cycle in itertools.pairwise(evaluations):
         group = deployed_return[(deployed_cycle > previous) & (deployed_cycle <= cycle)]
-        step, after = evaluations.get(cycle, (None, None))
+        step, after = evaluations[cycle]
         cycles.append(
             {
                 "cycle": cycle,
                 "learner_step": step,
                 "deployed": summarise(group) if len(group) else None,
-                "after_learning": None if after is None else summarise(after),
+                "after_learning": summarise(after),
             }
         )
-        previous = cycle
     report = {
         "row": content["row"],
         "env_id": args["env_id"],
@@ -182,7 +181,7 @@ def draw_learning_curve(run_dir: Path) -> Path:
 
     report = files.load_json(run_dir / "report.json", "report")
     steps, returns = curve(read_metrics(run_dir / "metrics.csv"))
-    kept = [cycle for cycle in report["cycles"] if cycle["learner_step"] is not None]
+    kept = report["cycles"]
     ends = [0] + [cycle["learner_step"] for cycle in kept]
     last, few = max([1, *steps.tolist(), *ends]), not kept or kept[-1]["cycle"] <= MAX_CYCLE_LINES
     colours = {"teacher": "black", "clone": "#009E73", "one": "#56B4E9", "ten": "#0072B2", "deployed": "#D55E00"}

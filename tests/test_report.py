@@ -127,6 +127,10 @@ def test_deployed_episodes_are_grouped_by_their_cycle_not_their_folder(tmp_path)
     write_run(tmp_path, {0: STARTS, 1: STARTS, 2: STARTS}, {2: [(1, 10), (2, 20), (1, 30)]}, [1] * 12, [100] * 20)
     cycles = report.make_report(tmp_path, QUERIES, SECONDS)["cycles"]
     assert [(cycle["deployed"]["mean"], cycle["deployed"]["episodes"]) for cycle in cycles] == [(20, 2), (20, 1)]
+    # Where every second cycle is kept, a batch that a checkpoint wrote in between makes no line of its own.
+    write_run(tmp_path / "2", {0: STARTS, 2: STARTS}, {1: [(1, 10)], 2: [(2, 20)]}, [1] * 12, [100] * 20)
+    (cycle,) = report.make_report(tmp_path / "2", QUERIES, SECONDS)["cycles"]
+    assert (cycle["cycle"], cycle["deployed"]["mean"], cycle["deployed"]["episodes"]) == (2, 15, 2)
 
 
 def test_pictures_with_and_without_evaluations(run_dir, tmp_path):
