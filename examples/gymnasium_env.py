@@ -1,10 +1,11 @@
 """Gymnasium's tasks with bounded actions as environments of your own; `pip install gymnasium==1.4.0`.
 
-    python gbrl_d4pg.py --env-id examples/gymnasium_env.py:Pendulum --teacher none --scale 0.02 --num-cycles 200 \\
-        --keep-every 20 --v-min -1600 --v-max 0
+    python gbrl_d4pg.py --env-id examples/gymnasium_env.py:Pendulum --teacher none --num-cycles 50 --keep-every 10 \\
+        --actor-steps 10000 --samples-per-insert 128 --batch-size 128 --learning-rate 1e-3 --v-min -1600 --v-max 0
 
-trains online, for there is no teacher yet; its last policy can be the --teacher of another run. For another task, add a
-class that names it. --v-min and --v-max must hold its discounted returns.
+trains online, for there is no teacher yet: from a return of -1300 to -187 in minutes. Its last policy can be the
+--teacher of another run. For another task, add a class that names it; --v-min and --v-max must hold its discounted
+returns.
 """
 
 import gymnasium
