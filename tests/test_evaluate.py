@@ -52,29 +52,13 @@ def test_the_printed_score_is_that_of_the_rollouts(run_folder, tmp_path):
     assert "seed: 2" in result.stdout  # the metadata of the run's last cycle
 
 
-def test_a_bad_path_is_one_sentence(run_folder, tmp_path):
-    good = (run_folder / "cycle_0001" / "snapshot.pt").read_bytes()
-    flipped = bytearray(good)
-    flipped[len(good) // 2] ^= 1
-    (tmp_path / "flipped.pt").write_bytes(flipped)
-    (tmp_path / "short.pt").write_bytes(good[: len(good) // 2])
-    files.save_torch(tmp_path / "foreign.pt", {"learner_step": 3})
-    expected = {
-        "flipped.pt": "damaged",
-        "short.pt": "damaged",
-        "foreign.pt": "format",
-        "none.pt": "read",
-        ".": "holds no",
-    }
-    for name, word in expected.items():
+def test_a_bad_path_is_one_sentence(tmp_path):
+    for path, word in ((tmp_path / "none.pt", "read"), (tmp_path, "holds no")):
         with pytest.raises(UserError, match=word):
-            evaluate.main(evaluate.Args(tmp_path / name))
-    with pytest.raises(UserError, match="negative"):
-        evaluate.main(evaluate.Args(run_folder, seed=-1))
-    result = command(tmp_path / "flipped.pt")
-    assert result.returncode == 1
+            evaluate.main(evaluate.Args(path))
+    result = command(tmp_path)
+    assert (result.returncode, result.stdout) == (1, "")
     assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
-    assert result.stdout == ""
 
 
 def test_a_video_that_cannot_be_is_one_sentence_and_a_run_says_it_at_its_start(run_folder, tmp_path, monkeypatch):

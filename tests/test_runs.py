@@ -22,15 +22,6 @@ OTHERS = {
     "ta:1": "pendulum-swingup",
     "tg:1": "walker-run",
 }
-OWN_KEYS = {
-    "bc": set(),
-    "bc_reg": {"teacher/distance"},
-    "bc_reg_decay:5": {"teacher/alpha", "teacher/distance"},
-    "between:1": {"teacher/alpha", "teacher/distance"},
-    "ta:1": {"teacher/alpha", "teacher/distance"},
-    "ta_qf": {"teacher/q_filter_rate", "teacher/distance"},
-    "tg:1": {"teacher/alpha"},
-}
 QUERIES = {"ta:1": (1, 0), "ta_qf": (1, 0), "tg:1": (0, 61 * 32)}  # per deployed state, per update of 32
 
 
@@ -50,12 +41,9 @@ def runs(tmp_path_factory, demo_dir):
 
 
 @pytest.mark.parametrize(("row", "task"), [*((row, TASK) for row in ROWS), *OTHERS.items()])
-def test_a_row_runs_and_its_report_is_its_raw_files(row, task, runs):
+def test_a_row_runs_and_says_what_it_did(row, task, runs):
     run_dir = runs(row, task)
     lines, content, full = metrics(run_dir), report(run_dir), task == TASK
-    keys = set().union(*lines)
-    of_all = {"teacher/episodic_return", "teacher/dqda_cosine"}
-    assert {key for key in keys if key.startswith("teacher/")} == OWN_KEYS[row] | of_all
     assert all(math.isfinite(v) for line in lines for v in line.values())
     evaluated = [line for line in lines if "eval/episodic_return" in line]
     assert [line["learner_step"] for line in evaluated] == ([0, 20, 40, 60, 61] if full else [])
@@ -64,31 +52,19 @@ def test_a_row_runs_and_its_report_is_its_raw_files(row, task, runs):
     assert all("losses/critic_loss" in line and "charts/UPS" in line for line in learned)
     assert all(0 <= line.get("teacher/q_filter_rate", 0) <= 1 for line in learned)
 
-    after = [files.load_json(run_dir / f"cycle_{k:04d}/evaluation.json", "evaluation")["returns"] for k in range(3)]
-    batches = [rollouts.unpack(files.load_arrays(run_dir / f"cycle_{k:04d}/batch.npz", "batch"))[0] for k in (1, 2)]
-    assert [len(batch) for batch in batches] == ([2, 2] if full else [1, 1])
-    deployed = [[e.reward.astype(np.float64).sum() for e in batch] for batch in batches]
-    teacher = np.mean(files.load_json(run_dir / "teacher.json", "evaluation")["returns"])
-    assert content["teacher"]["return"]["mean"] == pytest.approx(teacher)
-    assert content["clone"]["return"]["mean"] == pytest.approx(np.mean(after[0]))
-    for cycle, line in enumerate(content["cycles"], 1):
-        assert line["after_learning"]["mean"] == pytest.approx(np.mean(after[cycle]))
-        assert line["deployed"]["mean"] == pytest.approx(np.mean(deployed[cycle - 1]))
-    means = [np.mean(a) for a in after]
-    assert content["falls"]["count"] == sum(b < a for a, b in itertools.pairwise(means))
-    assert content["regret"] == pytest.approx(sum(teacher - r for d in deployed for r in d))
-    if full:  # fewer than ten evaluations: the dip is from the clone's return to the mean of all
-        lowest = np.mean([line["eval/episodic_return"] for line in evaluated])
-        assert content["dip"]["depth"] == pytest.approx(max(0.0, means[0] - lowest))
-    states, gradients = QUERIES.get(row, (0, 0))
-    states *= sum(len(batch) for batch in batches) * 1000
-    assert content["teacher_queries"] == {"states_annotated": states, "gradients_asked": gradients}
-    assert content["row"] == row and (run_dir / "learning_curve.png").stat().st_size > 10_000
+    batches = [files.load_arrays(run_dir / f"cycle_{k:04d}/batch.npz", "batch") for k in (1, 2)]
+    deployed = [[e.reward.astype(np.float64).sum() for e in rollouts.unpack(batch)[0]] for batch in batches]
+    assert [len(returns) for returns in deployed] == ([2, 2] if full else [1, 1])
     started = {line["learner_step"]: line for line in lines if "deploy/episodic_return" in line}
     assert list(started) == [0, 30] and all("losses/overestimation" in line for line in started.values())
     noisy = [line["deploy/episodic_return"] for line in started.values()]
     assert noisy == pytest.approx([np.mean(returns) for returns in deployed])
+    assert [cycle["deployed"]["mean"] for cycle in content["cycles"]] == pytest.approx(noisy)
     assert all(-1 <= line["teacher/dqda_cosine"] <= 1 for line in started.values())
+    states, gradients = QUERIES.get(row, (0, 0))
+    states *= 1000 * sum(map(len, deployed))
+    assert content["teacher_queries"] == {"states_annotated": states, "gradients_asked": gradients}
+    assert content["row"] == row and (run_dir / "learning_curve.png").stat().st_size > 10_000
 
 
 def test_rows_differ_only_after_the_common_start(runs):

@@ -3,9 +3,6 @@
 import ast
 import dataclasses
 import re
-import shutil
-import subprocess
-import sys
 import typing
 
 import pytest
@@ -48,21 +45,6 @@ def test_one_changed_character_is_found_and_repaired_wherever_it_is(name):
             tried += 1
             assert found and repaired(SOURCES[TRUNK], drifted) == SOURCES[name]
     assert tried >= 10
-
-
-def test_the_tool_changes_nothing_but_drift(tmp_path):
-    for name, source in SOURCES.items():
-        (tmp_path / name).write_text(source.replace("target_period", "target_perjod") if "grad" in name else source)
-    (tmp_path / "tests").mkdir()
-    shutil.copy(ROOT / "tests" / "shared_text.py", tmp_path / "tests")
-    done = subprocess.run([sys.executable, tmp_path / "tests" / "shared_text.py"], capture_output=True, text=True)
-    assert done.stderr.splitlines() == [f"{n}: {'repaired' if 'grad' in n else 'as it was'}" for n in VARIANTS]
-    assert {name: (tmp_path / name).read_text() for name in SOURCES} == SOURCES
-
-
-def test_missing_marks_are_refused():
-    with pytest.raises(ValueError, match="shared by the four scripts"):
-        parts(SOURCES[TRUNK].replace("# ---- shared by the four", "# ---- shared by all"))
 
 
 def test_common_never_imports_a_script():
