@@ -205,7 +205,8 @@ def draw_learning_curve(run_dir: Path) -> Path:
             dashes = (5 if who == "clone" else 0, (5, 5))
             axes.axhline(level, color=colours[who], linestyle=dashes, linewidth=1)
         low, high = axes.get_ylim()
-        axes.set(xlim=(-0.015 * last, last), ylim=(0 if returns.min(initial=0) >= 0 else low, high))
+        room = 0.02 * (high - min(low, 0))  # a curve at 0 is seen above the axis
+        axes.set(xlim=(-0.015 * last, last), ylim=(-room if returns.min(initial=0) >= 0 else low, high))
         gap = 0.05 * np.diff(axes.get_ylim()).item()  # the height of a label
         push = max(0.0, gap - (levels[-1][0] - levels[0][0])) / 2 if len(levels) == 2 else 0.0
         beside = {"xytext": (4, 0), "textcoords": "offset points", "va": "center", "annotation_clip": False}
