@@ -64,12 +64,6 @@ class Replay:
     def __len__(self) -> int:
         return self._batch_ends[-1] if self._batch_ends else 0
 
-    @property
-    def bytes_per_transition(self) -> float:
-        """Memory of a full replay, with its annotations, per transition."""
-        tensors = [self._obs, self._next_index, *self._columns.values()]
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors) / self._capacity
-
     def append(self, episodes: Sequence[Episode]) -> None:
         """Add one batch of episodes.
 
@@ -103,20 +97,17 @@ class Replay:
         self._columns["n_step_discount"][rows] = torch.from_numpy(np.concatenate(discounts))
         self._batch_ends.append(at)
 
-    def annotate(self, name: str, function: Callable[[torch.Tensor], torch.Tensor], batches: str = "new") -> int:
+    def annotate(self, name: str, function: Callable[[torch.Tensor], torch.Tensor], batches: str = "new") -> None:
         """Add or renew a column of `function(obs)`, asked in chunks of at most 4096 rows that never span batches.
 
         Args:
             function: obs (B, obs_size) -> (B, size), the same size each time.
             batches: "new" for the batches that don't have the column yet, "all" for every batch.
-
-        Returns:
-            The number of observations asked about.
         """
         if batches not in ("new", "all"):
             raise ValueError(f'batches must be "new" or "all", not {batches!r}')
         first = self._annotated.get(name, 0) if batches == "new" else 0
-        starts, asked = [0, *self._batch_ends], 0
+        starts = [0, *self._batch_ends]
         with torch.no_grad():
             for batch in range(first, len(self._batch_ends)):
                 for start in range(starts[batch], starts[batch + 1], ANNOTATE_CHUNK):
@@ -125,9 +116,7 @@ class Replay:
                     if name not in self._columns:
                         self._columns[name] = torch.empty(self._capacity, value.shape[1], device=self._device)
                     self._columns[name][rows] = value
-                    asked += len(value)
         self._annotated[name] = len(self._batch_ends)
-        return asked
 
     def sample(self, batch_size: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
         """Draw transitions uniformly with replacement, with no wait for the device.

@@ -52,7 +52,7 @@ class Run:
         """
         self._watch = progress.Stopwatch()
         if args.capture_video:
-            evaluate.check_renderer()
+            evaluate.check_can_film(env.env_id)
         self.args, self.row, self.env, self.teacher = args, row, env, teacher
         self.cycle, self.step, self.actor_step, self.sps = 0, 0, 0, None
         self._parts: dict[str, Any] = {}

@@ -11,6 +11,8 @@ import numpy as np
 
 from common import UserError, files
 
+ROOT = Path(__file__).resolve().parent.parent
+
 SCRIPTS = ("gbrl_d4pg", "gbrl_bc_reg", "gbrl_teacher_action", "gbrl_teacher_grad")
 ROWS = {
     "bc": ("gbrl_d4pg", {}),
