@@ -22,7 +22,7 @@ import torch
 
 from common import UserError
 
-RESTORE = "restore it from a copy, or start again in a new folder"
+RESTORE, REMAKE = "restore it from a copy, or start again in a new folder", "delete it to have it made again"
 
 
 @contextmanager
