@@ -19,7 +19,10 @@ SMALL = {
     "critic_steps": 20, "eval_every": 20, "report_episodes": 2, "num_workers": 0, "checkpoint_every": 15,
 }  # fmt: skip
 # On a task and teacher of one's own all of that takes a second.
-TOY = {name: f"{Path(__file__).with_name('toy.py')}:{value}" for name, value in (("env_id", "Point"), ("teacher", "Pusher"))}
+TOY = {
+    name: f"{Path(__file__).with_name('toy.py')}:{value}"
+    for name, value in (("env_id", "Point"), ("teacher", "Pusher"))
+}
 TOY |= {"actor_steps": 400}
 RATES = {"bc_reg_decay": 5.0}  # where it isn't 1
 

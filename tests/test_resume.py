@@ -210,7 +210,11 @@ def test_a_clone_of_another_run_is_refused(alone, stopped, tmp_path, demo_dir):
         (alone("bc"), {"seed": 2}, "--seed 1, not 2"),
         (alone("bc"), {"bc_steps": 41}, "--bc-steps 40, not 41"),
         (alone("bc"), {"critic_steps": 0}, "--critic-steps 20, not 0"),
-        (alone("bc"), {"teacher": str(alone("bc") / "cycle_0001" / "snapshot.pt")}, "another teacher, SHA-256 .*, not "),
+        (
+            alone("bc"),
+            {"teacher": str(alone("bc") / "cycle_0001" / "snapshot.pt")},
+            "another teacher, SHA-256 .*, not ",
+        ),
         (unfinished.run_dir, {}, "no run that has finished its pre-training"),
         (tmp_path, {}, "no run that has finished its pre-training"),
         (tmp_path / "damaged", {}, "its metrics.csv isn't what it wrote"),
