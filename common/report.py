@@ -1,6 +1,7 @@
 """A finished run as numbers and as a picture: `report.json` and `learning_curve.png`."""
 
 import csv
+import io
 import itertools
 from pathlib import Path
 from typing import Any
@@ -101,7 +102,7 @@ def _read_evaluations(run_dir: Path) -> dict[int, tuple[int, np.ndarray]]:
     """Learner step and noise-free returns of every evaluated cycle, in order; none without a simulator."""
     evaluations = {}
     for path in sorted(run_dir.glob("cycle_*/evaluation.json")):
-        content = files.load_json(path, "evaluation")
+        content = files.load_json(path, "evaluation", files.REMAKE)
         evaluations[content["cycle"]] = (content["learner_step"], np.array(content["returns"], np.float64))
     evaluations = dict(sorted(evaluations.items()))
     if evaluations and 0 not in evaluations:
@@ -239,6 +240,8 @@ def draw_learning_curve(run_dir: Path) -> Path:
         axes.set(xlabel="learner steps", ylabel="episodic return")
         figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=7)
         figure.suptitle(f"{report['env_id']}, {report['row']}, seed {report['seed']}", fontsize=8)
-        figure.savefig(run_dir / "learning_curve.png", dpi=200)
+        picture = io.BytesIO()
+        figure.savefig(picture, dpi=200)
         pyplot.close(figure)
+    files.write_atomically(run_dir / "learning_curve.png", picture.getvalue())
     return run_dir / "learning_curve.png"

@@ -5,6 +5,7 @@ counts on from it, and `deploy` reads back the batches before it.
 """
 
 import contextlib
+import shlex
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,11 +16,22 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from common import UserError, checkpoint, elsewhere, evaluate, files, progress, report, rollouts, snapshots, teachers
+from common import (
+    UserError,
+    checkpoint,
+    elsewhere,
+    evaluate,
+    files,
+    metrics,
+    progress,
+    report,
+    rollouts,
+    snapshots,
+    teachers,
+)  # fmt: skip
 from common.envs import EnvSpec
 from common.folder import Folder
 from common.interrupt import Interrupt
-from common.metrics import Metrics
 from common.rollouts import Actor, Episode
 from common.teachers import Teacher
 from common.workers import Workers
@@ -51,6 +63,8 @@ class Run:
             UserError: the folder can't be written, is in use, or holds another run; or `--pretrained` doesn't fit.
         """
         self._watch = progress.Stopwatch()
+        if args.track:
+            metrics.check_login()
         if args.capture_video:
             evaluate.check_can_film(env.env_id)
         self.args, self.row, self.env, self.teacher = args, row, env, teacher
@@ -63,18 +77,19 @@ class Run:
         self.dir = self._folder.path
         if not self._folder.is_new:
             self._saved = checkpoint.load(self.dir, self._folder.run_id)
-        elif args.pretrained is not None:
+        if self._saved is None and args.pretrained is not None:
             self._saved, borrowed = checkpoint.load_pretrained(Path(args.pretrained), args, sha256, after_pretraining)
             self._folder.copy_cycle_0(Path(args.pretrained))
         self._folder.begin()
         saved = self._saved or {"metrics": None, "wall_s": 0.0, "wandb_id": None}
         self._watch.before, self._wandb_id = saved["wall_s"], saved["wandb_id"]
-        self._metrics = Metrics(self.dir / "metrics.csv", keys, saved["metrics"])
+        self._metrics = metrics.Metrics(self.dir / "metrics.csv", keys, saved["metrics"])
         if args.track:
             self._wandb_id = self._metrics.start_wandb(self._wandb_id, args, row)
         self._metrics.borrow(borrowed)
         self._workers = Workers(env, args.num_workers, ray_address=args.ray_address)
-        self._interrupt = Interrupt(f"go on with: python {script} --resume {self.dir}")
+        again = shlex.join(["python", script, "--resume", str(self.dir.resolve())])  # true in any folder
+        self._interrupt = Interrupt(f"go on with: {again}")
 
     def __enter__(self) -> "Run":
         self._interrupt.start()
@@ -140,8 +155,6 @@ class Run:
         self.cycle, self.step = self.cycle + 1, self._learner_step
         if kept:
             self._save_checkpoint()
-        if self.cycle == 1:
-            self._folder.keep_pretrained()
 
     def _save_checkpoint(self) -> None:
         """Save everything as it is before `self.step` of this cycle, and end the run if a signal has arrived."""
@@ -153,7 +166,10 @@ class Run:
             content = {"run": self._folder.run_id, "cycle": self.cycle, "step": self.step, "wall_s": self._watch.total}
             content |= {"state": checkpoint.collect(self._parts), "seconds": self._watch.seconds}
             content |= {"metrics": self._metrics.place(), "last_return": self._metrics.last_return}
-            checkpoint.save(self.dir, content | {"wandb_id": self._wandb_id})
+            content |= {"wandb_id": self._wandb_id}
+            if (self.cycle, self.step) == (1, 0):  # for runs with --pretrained; first, for the next line ends cycle 0
+                files.save_torch(self._folder.cycle_dir(0) / checkpoint.NEWEST, content)
+            checkpoint.save(self.dir, content)
         self._interrupt.check()
 
     def watch(self, value: torch.Tensor, step: int) -> None:
@@ -165,9 +181,11 @@ class Run:
 
     def _check_finite(self) -> None:
         if self._bad_step is not None and (step := int(self._bad_step)) >= 0:
+            path = self.dir / checkpoint.NEWEST
+            good = path if path.exists() else "its start"
             raise UserError(
                 f"a loss or gradient of cycle {self.cycle} stopped being finite at step {step}, by what the script or "
-                f"teacher {self.args.teacher} computes; the last good state is {self.dir / checkpoint.NEWEST}."
+                f"teacher {self.args.teacher} computes; the last good state is {good}."
             )
 
     # ---- episodes
@@ -234,7 +252,7 @@ class Run:
                 episodes = self._workers.episodes(actor, 0.0, stream, indices, f"scoring {path.parent.name}")
             returns = [episode.episodic_return for episode in episodes]
             files.save_json(path, {"cycle": cycle, "learner_step": learner_step, "returns": returns})
-        return files.load_json(path, "evaluation", "delete it to have it made again")["returns"]
+        return files.load_json(path, "evaluation", files.REMAKE)["returns"]
 
     def _keep_policy(self, policy: torch.nn.Module, critic: torch.nn.Module) -> None:
         """Save this cycle's policy as a snapshot, score it, and film it if asked to."""
@@ -302,6 +320,8 @@ class Run:
         """
         with self.timed("report"):
             self._metrics.flush(wait=True)
+            if self.teacher is not None:
+                self.score_teacher()  # if that is lost
             for cycle in filter(self._folder.kept, range(self.args.num_cycles + 1)):
                 self._check_policy(self._folder.cycle_dir(cycle))
             content = report.make_report(self.dir, queries, self._watch.seconds)
