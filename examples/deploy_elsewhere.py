@@ -1,10 +1,10 @@
 """Somebody else's part of a run: deploy the policy that it waits for, and answer what it asks.
 
-    python examples/deploy_elsewhere.py RUN_DIR --teacher teachers/cartpole-swingup-expert.pt
+    python examples/deploy_elsewhere.py RUN_DIR --teacher expert
 
 stands for the robot or the clinic. Here the task is simulated and the teacher is a file, so that the whole loop can be
-tried: this brings what `--deploy elsewhere` and `--annotate elsewhere` would have done `here`, bit for bit. Where the
-task is real, only the last lines of `deploy` and `annotate` matter: which file is written, with what in it.
+tried: this brings what would have been done with `--deploy here` and `--annotate here`, bit for bit. Where the task is
+real, only the last lines of `deploy` and `annotate` matter: which file is written, with what in it.
 """
 
 import json
@@ -17,7 +17,7 @@ import tyro
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from any folder
 
-from common import envs, files, recorded, rollouts, snapshots
+from common import envs, files, recorded, rollouts, teachers
 from common.workers import Workers
 
 
@@ -27,8 +27,8 @@ class Args:
 
     run_dir: tyro.conf.Positional[Path]
     """the run that waits"""
-    teacher: Path | None = None
-    """snapshot that answers what is to be annotated"""
+    teacher: str = "expert"
+    """who answers what is to be annotated, as --teacher of a script"""
     num_workers: int = 0
     """processes that run the episodes"""
 
@@ -63,7 +63,7 @@ def deploy(folder: Path, args: dict, cycle: int, missing: int, num_workers: int)
     recorded.write(folder / "episodes.npz", [episode._asdict() for episode in episodes])
 
 
-def annotate(folder: Path, teacher: snapshots.Snapshot) -> None:
+def annotate(folder: Path, teacher: teachers.Teacher) -> None:
     """Write the teacher's action in each state that the run asks about."""
     obs = torch.from_numpy(files.load_arrays(folder / "states.npz", "states")["obs"])
     # In chunks of 4,096 as the run itself asks, because other numbers of rows round differently.
@@ -74,12 +74,13 @@ def annotate(folder: Path, teacher: snapshots.Snapshot) -> None:
 def main(args: Args) -> None:
     """Look for what the run has asked last, and bring it."""
     request = json.loads((args.run_dir / "waiting.json").read_text())
+    run_args = json.loads((args.run_dir / "args.json").read_text())["args"]
     folder = args.run_dir / request["folder"]
     if request["for"] == "episodes":
-        run_args = json.loads((args.run_dir / "args.json").read_text())["args"]
         deploy(folder, run_args, request["cycle"], request["steps"], args.num_workers)
     else:
-        annotate(folder, snapshots.load(args.teacher, torch.device("cpu")))
+        env = envs.spec(run_args["env_id"])
+        annotate(folder, teachers.load(args.teacher, env, "actions", torch.device("cpu")))
     print(f"brought {request['for']} for cycle {request['cycle']}")
 
 

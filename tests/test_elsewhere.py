@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small import SMALL, differences, metrics, report, result, run_row, script
+from small import SMALL, TOY, differences, metrics, report, result, run_row, script
 
 from common import UserError, Waiting, envs, files, recorded, snapshots, teachers
 from common.envs import EnvSpec
 from common.workers import Workers
 
 ROOT = Path(recorded.__file__).resolve().parent.parent
-TASK = "cartpole-balance"
+HERE, TASK = Path(__file__).resolve().parent, "cartpole-balance"
 EXPERT = teachers.SHIPPED / f"{TASK}-expert.pt"
 
 
@@ -32,18 +32,18 @@ def run_elsewhere(row, run_dir, demo_dir, **flags):
     other, asked = example("deploy_elsewhere"), []
     while True:
         try:
-            return run_row(row, run_dir, demo_dir, env_id=TASK, **flags), asked
+            return run_row(row, run_dir, demo_dir, **(TOY | flags)), asked
         except Waiting as stop:
             assert f"--resume {run_dir}" in str(stop)
             request = files.load_json(run_dir / "waiting.json", "request")
             asked.append((request["for"], request["cycle"]))
             assert len(asked) < 10
-            other.main(other.Args(run_dir, EXPERT))
+            other.main(other.Args(run_dir, TOY["teacher"]))
 
 
 @pytest.mark.parametrize("row", ("bc", "ta:1"))
 def test_deployed_elsewhere_is_deployed_here(row, tmp_path, demo_dir):
-    here = run_row(row, tmp_path / "here", demo_dir, env_id=TASK)
+    here = run_row(row, tmp_path / "here", demo_dir, **TOY)
     there, asked = run_elsewhere(row, tmp_path / "there", demo_dir, deploy="elsewhere")
     assert asked == [("episodes", 1), ("episodes", 2)]
     assert differences(result(there), result(here)) == []
@@ -51,7 +51,7 @@ def test_deployed_elsewhere_is_deployed_here(row, tmp_path, demo_dir):
 
 @pytest.mark.parametrize("row", ("ta:1", "ta_qf"))
 def test_annotated_by_file_is_annotated_by_asking(row, tmp_path, demo_dir):
-    here = run_row(row, tmp_path / "here", demo_dir, env_id=TASK)
+    here = run_row(row, tmp_path / "here", demo_dir, **TOY)
     there, asked = run_elsewhere(row, tmp_path / "there", demo_dir, annotate="elsewhere")
     assert asked == [("annotations", 1), ("annotations", 2)]
     assert differences(result(there), result(here)) == []
@@ -72,7 +72,7 @@ def test_a_share_of_the_states_is_annotated_and_counted(tmp_path, demo_dir):
 def test_a_state_without_an_answer_has_no_teacher_term():
     from pieces import make_agent, make_args, make_batch
 
-    for row in ("ta", "ta_qf"):
+    for row in ("ta:1,beta:3", "ta_qf"):
         module, args = make_args(row)
         agent, batch = make_agent(module, args), make_batch(0)
         progress = module.Progress(torch.tensor(0.5), torch.tensor(0.5))
@@ -170,10 +170,11 @@ def test_a_file_that_does_not_fit_the_task_is_refused(tmp_path):
 
 def test_fewer_steps_than_asked_are_told_and_made_up_for(tmp_path, demo_dir, capsys):
     """The first deployment brings one episode of two: its updates are half, the second is asked for three."""
-    flags = {"env_id": TASK, "deploy": "elsewhere", "actor_steps": 4_000, "learner_steps": 60}
+    flags = TOY | {"deploy": "elsewhere", "env_id": f"{HERE}/tasks.py:Walk", "actor_steps": 80, "learner_steps": 60}
+    flags["teacher"] = "none"
     other, run_dir = example("deploy_elsewhere"), tmp_path / "run"
     steps = []
-    for bring in (1_000, None):
+    for bring in (20, None):
         with pytest.raises(Waiting):
             run_row("bc", run_dir, demo_dir, **flags)
         request = files.load_json(run_dir / "waiting.json", "request")
@@ -181,8 +182,8 @@ def test_fewer_steps_than_asked_are_told_and_made_up_for(tmp_path, demo_dir, cap
         args = files.load_json(run_dir / "args.json", "arguments")["args"]
         other.deploy(run_dir / request["folder"], args, request["cycle"], bring or request["steps"], 0)
     run_row("bc", run_dir, demo_dir, **flags)
-    assert steps == [2_000, 3_000]
-    assert "has 1000 of 2000 steps" in capsys.readouterr().out
+    assert steps == [40, 60]
+    assert "has 20 of 40 steps" in capsys.readouterr().out
     deployed = {line["cycle"]: line["learner_step"] for line in metrics(run_dir) if "deploy/episodic_return" in line}
     assert deployed == {1: 0, 2: 15}  # a quarter of the steps, a quarter of the updates
     assert metrics(run_dir)[-1]["learner_step"] == 60
@@ -221,11 +222,11 @@ def test_without_a_simulator_deployments_speak(tmp_path, demo_dir):
 
 def test_the_whole_loop_on_the_command_line(tmp_path, demo_dir):
     """The README's commands: the run says what it waits for, with a status of its own."""
-    flags = [f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items()]
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in (SMALL | TOY).items()]
     run_dir = tmp_path / "run"
-    command = [sys.executable, "gbrl_teacher_action.py", *flags, f"--env-id={TASK}", f"--demo-dir={demo_dir}"]
+    command = [sys.executable, "gbrl_teacher_action.py", *flags, f"--demo-dir={demo_dir}"]
     command += ["--deploy=elsewhere", "--annotate=elsewhere", f"--run-dir={run_dir}"]
-    bring = [sys.executable, "examples/deploy_elsewhere.py", run_dir, "--teacher", EXPERT]
+    bring = [sys.executable, "examples/deploy_elsewhere.py", run_dir, "--teacher", TOY["teacher"]]
     resume = [sys.executable, "gbrl_teacher_action.py", "--resume", run_dir]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 75 and "waiting: deploy " in done.stdout, done.stderr
