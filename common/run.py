@@ -169,10 +169,11 @@ class Run:
 
     def _check_finite(self) -> None:
         if self._bad_step is not None and (step := int(self._bad_step)) >= 0:
-            path = self.dir / checkpoint.NEWEST
+            newest = self.dir / checkpoint.NEWEST
             raise UserError(
                 f"a loss or gradient of cycle {self.cycle} stopped being finite at step {step}, by what the script or "
-                f"teacher {self.args.teacher} computes; the last good state is {path if path.exists() else 'its start'}."
+                f"teacher {self.args.teacher} computes; the last good state is "
+                f"{newest if newest.exists() else 'its start'}."
             )
 
     # ---- episodes

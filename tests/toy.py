@@ -1,7 +1,6 @@
 """A task and teachers of one's own, quick enough for hundreds of runs: push a point to the middle of a line."""
 
 import numpy as np
-import torch
 
 from common.envs import EnvSpec
 
