@@ -31,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it ru
 import gbrl_d4pg
 from common import envs, files, rollouts, teachers
 from common.rollouts import Episode
+from common.workers import Workers
 
 SIGMA = 0.3  # of the noise, as in a run
 
@@ -51,7 +52,7 @@ class Args:
     """updates for the cost of evaluation"""
 
 
-def replay_actions(env: envs.Env, episodes: list[Episode]) -> None:
+def replay_actions(env: envs.SuiteEnv, episodes: list[Episode]) -> None:
     """Step through the episodes by bare `env.step` with the actions that were taken."""
     for i, episode in enumerate(episodes):
         env.dm_env.task.random.seed(rollouts.episode_seeds((0,), i)[0])
@@ -60,7 +61,7 @@ def replay_actions(env: envs.Env, episodes: list[Episode]) -> None:
             env.dm_env.step(action)
 
 
-def replay_in_lockstep(ten: list[envs.Env], episodes: list[Episode], actor: rollouts.Actor) -> tuple[float, float]:
+def replay_in_lockstep(ten: list[envs.SuiteEnv], episodes: list[Episode], actor: rollouts.Actor) -> tuple[float, float]:
     """Seconds in the policy and in bare `env.step`, the episodes stepped in lockstep as in a block."""
     for i, env in enumerate(ten):
         env.dm_env.task.random.seed(rollouts.episode_seeds((0,), i)[0])
@@ -80,7 +81,7 @@ def replay_in_lockstep(ten: list[envs.Env], episodes: list[Episode], actor: roll
     return in_policy, in_env
 
 
-def replay_physics(env: envs.Env, episodes: list[Episode]) -> None:
+def replay_physics(env: envs.SuiteEnv, episodes: list[Episode]) -> None:
     """Step MuJoCo's model through the episodes with their actions as controls, and do nothing else."""
     model, data = env.dm_env.physics.model.ptr, env.dm_env.physics.data.ptr
     substeps = round(env.dm_env.control_timestep() / env.dm_env.physics.timestep())
@@ -95,7 +96,7 @@ def replay_physics(env: envs.Env, episodes: list[Episode]) -> None:
 def cost_of_a_step(env_id: str, turns: int) -> None:
     """Print microseconds of a step: in a block and its parts, by bare `env.step`, and of physics alone."""
     teacher = teachers.load("expert", envs.spec(env_id), "actions", torch.device("cpu"))
-    env, ten, times = envs.Env(env_id), [envs.Env(env_id) for _ in range(10)], ([], [], [], [], [])
+    env, ten, times = envs.SuiteEnv(env_id), [envs.SuiteEnv(env_id) for _ in range(10)], ([], [], [], [], [])
     low, high = env.dm_env.action_spec().minimum, env.dm_env.action_spec().maximum
     if (low != -1).any() or (high != 1).any():
         raise SystemExit(f"{env_id}: its actions aren't in [-1, 1], so the stored ones can't be replayed as they are")
@@ -120,13 +121,13 @@ def scaling(env_id: str, episodes: int, turns: int) -> None:
     """Print steps per second with one and with two workers."""
     teacher = teachers.load("expert", envs.spec(env_id), "actions", torch.device("cpu"))
     rates: dict[int, list[float]] = {1: [], 2: []}
-    pools = {n: rollouts.Workers(n) for n in rates}
+    pools = {n: Workers(envs.spec(env_id), n) for n in rates}
     for pool in pools.values():
-        pool.collect(env_id, teacher.action, SIGMA, (1,), range(20))  # the processes start and load the task
+        pool.episodes(teacher.action, SIGMA, (1,), range(20), "starting")  # the processes start and load the task
     for turn in range(turns):
         for n, pool in pools.items():
             began = time.perf_counter()
-            pool.collect(env_id, teacher.action, SIGMA, (2, turn), range(episodes))
+            pool.episodes(teacher.action, SIGMA, (2, turn), range(episodes), "timing")
             rates[n].append(episodes * envs.spec(env_id).episode_length / (time.perf_counter() - began))
     for pool in pools.values():
         pool.close()

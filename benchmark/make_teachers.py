@@ -31,7 +31,7 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # so that it runs from any folder
 
-from common import UserError, evaluate, files, report, teachers  # noqa: E402
+from common import UserError, evaluate, files, report, snapshots, teachers  # noqa: E402
 
 RESULTS = ROOT / "benchmark" / "results" / "teachers"
 SCORE_EPISODES = 100  # of the one score that is reported of a teacher [ours]
@@ -52,10 +52,11 @@ class Train:
         if not path.exists():
             names = ", ".join(path.stem for path in shipped())
             raise UserError(f"{self.name} is no shipped teacher; there are {names}.")
-        metadata = teachers.load_snapshot(path, torch.device("cpu")).metadata
+        metadata = snapshots.load(path, torch.device("cpu")).metadata
         _, script, *flags = shlex.split(metadata["command"])
         # Cycles don't depend on how many follow, so the run may end with the one that was shipped.
-        flags += ["--actor-steps", str(metadata["actor_step"]), "--num-cycles", str(metadata["cycle"])]
+        flags += ["--actor-steps", str(metadata["actor_step"]), "--learner-steps", str(metadata["learner_step"])]
+        flags += ["--num-cycles", str(metadata["cycle"])]
         words = [sys.executable, str(ROOT / script), *flags, "--run-dir", str(self.run_dir)]
         sys.exit(subprocess.run(words).returncode)
 
@@ -157,7 +158,7 @@ def shipped() -> list[Path]:
 
 def score(path: Path) -> dict[str, Any]:
     """Mean, interval and spread of a snapshot's return on noise-free episodes that no run ever sees."""
-    snapshot = teachers.load_snapshot(path, torch.device("cpu"))
+    snapshot = snapshots.load(path, torch.device("cpu"))
     returned = report.summarise(evaluate.score(snapshot, SCORE_EPISODES, seed=0, num_workers=2))
     print(f"{path}: {returned['mean']:.1f}, 95 % interval {returned['ci95'][0]:.1f} to {returned['ci95'][1]:.1f}")
     return returned
@@ -165,7 +166,7 @@ def score(path: Path) -> dict[str, Any]:
 
 def entry(path: Path, returned: dict[str, Any]) -> dict[str, Any]:
     """What the manifest says of a shipped snapshot."""
-    snapshot = teachers.load_snapshot(path, torch.device("cpu"))
+    snapshot = snapshots.load(path, torch.device("cpu"))
     facts = {name: snapshot.metadata[name] for name in ("actor_step", "learner_step", "cycle", "command", "versions")}
     return {"return": returned, **facts, "file_sha256": snapshot.sha256}
 

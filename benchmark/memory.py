@@ -23,10 +23,10 @@ import tyro
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # so that it runs from any folder
 
-from speed import ROWS, WALKER, make_step, make_teacher, median_ms  # noqa: E402
+from speed import ROWS, WALKER, make_args, make_step, make_teacher, median_ms  # noqa: E402
 
 import gbrl_d4pg  # noqa: E402
-from common import run  # noqa: E402
+from common import launch  # noqa: E402
 from common.replay import Replay  # noqa: E402
 from common.rollouts import Episode  # noqa: E402
 
@@ -50,7 +50,7 @@ class Args:
 def filled(transitions: int) -> Replay:
     """A full replay of random walker-run episodes; the same thousand episodes again and again."""
     rng, num_episodes = np.random.default_rng(0), transitions // 1000
-    replay = Replay(transitions, num_episodes, WALKER.obs_size, WALKER.action_size, 5, 0.99, CPU)
+    replay = Replay(transitions, WALKER.obs_size, WALKER.action_size, 5, 0.99, CPU)
     shapes = [(1001, WALKER.obs_size), (1000, WALKER.action_size), (1000,), (1000,)]
     episodes = [Episode(*(rng.uniform(-1, 1, shape).astype(np.float32) for shape in shapes)) for _ in range(1000)]
     for start in range(0, num_episodes, 1000):
@@ -58,17 +58,23 @@ def filled(transitions: int) -> Replay:
     return replay
 
 
+def stored(replay: Replay) -> float:
+    """Bytes per transition of all tensors of a full replay."""
+    parts = [replay._columns.values() if name == "_columns" else [value] for name, value in vars(replay).items()]
+    tensors = [value for part in parts for value in part if isinstance(value, torch.Tensor)]
+    return sum(tensor.nbytes for tensor in tensors) / len(replay)
+
+
 def bytes_per_transition() -> None:
     """Print, for each row, the replay's bytes per transition against its numbers' own."""
-    for row, (script, flags) in ROWS.items():
-        args = script.Args(**flags).resolved(WALKER)
+    for row in ROWS:
+        script, args = make_args(row)
         agent, replay = script.Agent(args, WALKER, CPU), filled(100_000)
-        before = replay.bytes_per_transition
+        before = stored(replay)
         script.annotate(args, replay, agent.bc_policy, agent.previous_policy, make_teacher(CPU))
-        annotations = replay.bytes_per_transition - before
         # observation, action, n-step return, n-step discount, next index: 4 bytes each number
-        bare = 4 * (WALKER.obs_size + WALKER.action_size + 3) + annotations
-        print(f"{row:16}{replay.bytes_per_transition:8.1f} bytes a transition, {bare:.0f} bare")
+        bare = 4 * (WALKER.obs_size + WALKER.action_size + 3) + stored(replay) - before
+        print(f"{row:16}{stored(replay):8.1f} bytes a transition, {bare:.0f} bare")
 
 
 def time_at_size(large: int, turns: int) -> None:
@@ -118,7 +124,7 @@ def peak_mb(actor_steps: int, num_workers: int) -> float:
 
 def main(args: Args) -> None:
     """Print all three."""
-    run.configure_torch(gbrl_d4pg.Args())
+    launch.configure_torch(gbrl_d4pg.Args())
     bytes_per_transition()
     time_at_size(args.large, args.turns)
     if args.actor_steps:

@@ -407,10 +407,10 @@ def draw_alpha(path: Path) -> None:
 
     pyplot = load_pyplot()
     figure, axes = pyplot.subplots(figsize=(3.2, 2.2), layout="constrained")
-    progress = torch.linspace(0, 1, 201)
+    progress, args = torch.linspace(0, 1, 201), gbrl_bc_reg.Args()
     for rate, colour in zip((1.0, 2.0, 5.0), ("#E69F00", "#0072B2", "#C23B00"), strict=True):
-        alpha = [float(gbrl_bc_reg.Args().alpha(at, rate)) for at in progress]
-        axes.plot(progress.tolist(), alpha, color=colour, label=f"rate {rate:g}")
+        alpha = gbrl_bc_reg.alpha(args, gbrl_bc_reg.Progress(progress, progress), rate)
+        axes.plot(progress, alpha, color=colour, label=f"rate {rate:g}")
     axes.set(xlabel="learner steps / total", ylabel="α", xlim=(0, 1), ylim=(0, 1))
     axes.legend(frameon=False)
     figure.savefig(path, dpi=200)

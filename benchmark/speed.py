@@ -8,40 +8,36 @@ the product are timed in turns, so that a machine whose speed drifts treats them
 is random.
 """
 
+import contextlib
 import copy
+import importlib
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import numpy as np
+import rows
 import torch
 import tyro
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from any folder
 
-import gbrl_bc_reg
 import gbrl_d4pg
-import gbrl_teacher_action
-import gbrl_teacher_grad
-from common import run, teachers
+from common import launch, snapshots
 from common.envs import EnvSpec
 from common.replay import Replay
 from common.rollouts import Episode
+from common.run import Run
 
 WALKER = EnvSpec("walker-run", 24, 6, 1000)
-ROWS = {
-    "bc": (gbrl_d4pg, {}),
-    "bc_reg": (gbrl_bc_reg, {"method": "bc_reg"}),
-    "bc_reg_decay:1": (gbrl_bc_reg, {}),
-    "between:1": (gbrl_bc_reg, {"method": "between"}),
-    "ta:1": (gbrl_teacher_action, {"method": "ta"}),
-    "ta_qf": (gbrl_teacher_action, {}),
-    "tg:1": (gbrl_teacher_grad, {}),
-}
+ROWS = [f"{name}:1" if row.decays else name for name, row in rows.ROWS.items()]
 
 
 @dataclass
@@ -64,40 +60,41 @@ class Watcher:
     """`Run.watch` without a run."""
 
     _bad_step: torch.Tensor | None = None
-    watch = run.Run.watch
+    watch = Run.watch
 
 
-def make_teacher(device: torch.device) -> teachers.Snapshot:
+def make_teacher(device: torch.device) -> snapshots.Snapshot:
     """A teacher of the shipped architecture with random weights."""
     agent = gbrl_d4pg.Agent(gbrl_d4pg.Args(), WALKER, device)
-    content = {
-        "env_id": WALKER.env_id,
-        "obs_size": 24,
-        "action_size": 6,
-        "num_atoms": 51,
-        "v_min": -150.0,
-        "v_max": 150.0,
-    }
-    content |= {"metadata": {}, "policy": agent.policy.state_dict(), "critic": agent.critic.state_dict()}
-    return teachers.Snapshot(content, "", device)
+    with tempfile.TemporaryDirectory() as folder:
+        snapshots.save(Path(folder) / "teacher.pt", WALKER, agent.policy, agent.critic, {})
+        return snapshots.load(Path(folder) / "teacher.pt", device)
+
+
+def make_args(row: str) -> tuple[ModuleType, Any]:
+    """The row's script and its resolved flags."""
+    name, *words = rows.command(row)
+    script = importlib.import_module(Path(name).stem)
+    return script, script.resolve(tyro.cli(script.Args, args=words), WALKER)
 
 
 def make_step(row: str, replay: Replay, device: torch.device, compiled: bool) -> tuple[Callable[[], None], int]:
     """One learner step of a row as a function, and its multiply-adds."""
-    script, flags = ROWS[row]
-    args = script.Args(**flags).resolved(WALKER)
+    script, args = make_args(row)
     agent = script.Agent(args, WALKER, device)
     teacher = make_teacher(device)
     script.annotate(args, replay, agent.bc_policy, agent.previous_policy, teacher)
     sampler, watcher, count = torch.Generator(device).manual_seed(0), Watcher(), [0]
-    compute = run.compiled(script.gradients, device) if compiled else script.gradients
+    compute = script.compute_gradients
+    if compiled:
+        compute = launch.compiled(compute, device, lambda what: contextlib.nullcontext())
 
     def step() -> None:
         batch = replay.sample(args.batch_size, sampler)
-        progress = torch.full((), 0.5, device=device)
-        critic_grads, policy_grads, metrics = compute(args, agent, teacher, batch, progress)
-        norm = script.apply_gradients(agent.critic, agent.critic_optimizer, critic_grads, args.max_grad_norm)
-        norm = norm + script.apply_gradients(agent.policy, agent.policy_optimizer, policy_grads, args.max_grad_norm)
+        progress = script.Progress(*(torch.full((), 0.5, device=device) for _ in range(2)))
+        metrics = compute(args, agent, teacher, batch, progress)
+        norm = script.optimizer_step(agent.critic, agent.critic_optimizer, args.max_grad_norm)
+        norm = norm + script.optimizer_step(agent.policy, agent.policy_optimizer, args.max_grad_norm)
         watcher.watch(norm + metrics["losses/critic_loss"] + metrics["losses/policy_loss"], count[0])
         count[0] += 1
         if count[0] % args.target_period == 0:
@@ -105,9 +102,10 @@ def make_step(row: str, replay: Replay, device: torch.device, compiled: bool) ->
 
     counter = FlopCounterMode(display=False)
     with counter:
-        script.gradients(
-            args, agent, teacher, replay.sample(args.batch_size, sampler), torch.tensor(0.5, device=device)
-        )
+        halfway = script.Progress(*(torch.full((), 0.5, device=device) for _ in range(2)))
+        script.compute_gradients(args, agent, teacher, replay.sample(args.batch_size, sampler), halfway)
+    agent.critic_optimizer.zero_grad()
+    agent.policy_optimizer.zero_grad()
     return step, counter.get_total_flops() // 2
 
 
@@ -128,10 +126,10 @@ def median_ms(function: Callable[[], object], times: int, device: torch.device) 
 def main(args: Args) -> None:
     """Time all rows in turns and print a table."""
     run_args = gbrl_d4pg.Args(torch_threads=args.torch_threads, cuda=args.cuda, compile=args.compile)
-    device = run.configure_torch(run_args)
+    device = launch.configure_torch(run_args)
     rng = np.random.default_rng(0)
     num_episodes = args.transitions // 1000
-    replay = Replay(num_episodes * 1000, num_episodes, 24, 6, 5, 0.99, device)
+    replay = Replay(num_episodes * 1000, WALKER.obs_size, WALKER.action_size, 5, 0.99, device)
     for _ in range(num_episodes):
         shapes = [(1001, 24), (1000, 6), (1000,), (1000,)]
         replay.append([Episode(*(rng.uniform(-1, 1, shape).astype(np.float32) for shape in shapes))])
@@ -139,10 +137,10 @@ def main(args: Args) -> None:
     steps = {(row, False): make_step(row, copy.deepcopy(replay), device, False) for row in ROWS}
     if args.compile:
         steps |= {(row, True): make_step(row, copy.deepcopy(replay), device, True) for row in ROWS}
+        torch._dynamo.config.error_on_recompile = False  # rows of one script are compilations of one function
         for row in ROWS:
-            began = time.perf_counter()
-            steps[row, True][0]()
-            print(f"compiling the update of {row} took {time.perf_counter() - began:.0f} s")
+            print(row, end=": ", flush=True)
+            steps[row, True][0]()  # says how long compiling took
     a, b, out = (torch.rand(256, 256, device=device) for _ in range(3))
     times: dict[tuple[str, bool], list[float]] = {key: [] for key in steps}
     products = []

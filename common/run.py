@@ -16,7 +16,19 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from common import UserError, checkpoint, evaluate, files, metrics, progress, report, rollouts, snapshots, teachers
+from common import (
+    UserError,
+    checkpoint,
+    elsewhere,
+    evaluate,
+    files,
+    metrics,
+    progress,
+    report,
+    rollouts,
+    snapshots,
+    teachers,
+)  # fmt: skip
 from common.envs import EnvSpec
 from common.folder import Folder
 from common.interrupt import Interrupt
@@ -54,7 +66,7 @@ class Run:
         if args.track:
             metrics.check_login()
         if args.capture_video:
-            evaluate.check_renderer()
+            evaluate.check_can_film(env.env_id)
         self.args, self.row, self.env, self.teacher = args, row, env, teacher
         self.cycle, self.step, self.actor_step, self.sps = 0, 0, 0, None
         self._parts: dict[str, Any] = {}
@@ -169,42 +181,68 @@ class Run:
 
     def _check_finite(self) -> None:
         if self._bad_step is not None and (step := int(self._bad_step)) >= 0:
-            newest = self.dir / checkpoint.NEWEST
+            path = self.dir / checkpoint.NEWEST
+            good = path if path.exists() else "its start"
             raise UserError(
                 f"a loss or gradient of cycle {self.cycle} stopped being finite at step {step}, by what the script or "
-                f"teacher {self.args.teacher} computes; the last good state is "
-                f"{newest if newest.exists() else 'its start'}."
+                f"teacher {self.args.teacher} computes; the last good state is {good}."
             )
 
     # ---- episodes
 
-    def demonstrations(self) -> list[Episode]:
-        """The teacher's episodes, made once and cached in `--demo-dir`."""
+    def demonstrations(self) -> tuple[list[Episode], dict[str, np.ndarray]]:
+        """The teacher's episodes, made once and cached in `--demo-dir`, and what is known of them.
+
+        Of recorded episodes that is `teacher_action`, what was meant, (their steps, action_size); others can be asked.
+        """
         with self.timed("demonstrations"):
             where = Path(self.args.demo_dir)
             num_episodes, sigma = self.args.demo_episodes, self.args.demo_sigma
-            return teachers.demonstrations(self.teacher, self.env, num_episodes, sigma, where, self._workers)
+            episodes = teachers.demonstrations(self.teacher, self.env, num_episodes, sigma, where, self._workers)
+        if isinstance(self.teacher, teachers.Recorded):
+            return episodes, {"teacher_action": self.teacher.intended[: rollouts.num_steps(episodes)]}
+        return episodes, {}
 
     def score_teacher(self) -> float:
-        """The teacher's mean noise-free return on the report's start seeds, kept in `teacher.json`."""
-        return float(np.mean(self._score(self.dir / "teacher.json", self.teacher.action, 0, 0)))
+        """The teacher's mean noise-free return on the report's start seeds, or of its recorded episodes.
 
-    def deploy(self, cycle: int, policy: Actor, sigma: float, actor_steps: int) -> list[Episode]:
+        It is kept in `teacher.json`.
+        """
+        path = self.dir / "teacher.json"
+        if isinstance(self.teacher, teachers.Recorded):
+            returns = [episode.episodic_return for episode in self.demonstrations()[0]]
+            files.save_json(path, {"cycle": 0, "learner_step": 0, "returns": returns})
+        return float(np.mean(self._score(path, self.teacher.action, 0, 0)))
+
+    def deploy(
+        self, cycle: int, policy: torch.nn.Module, sigma: float, actor_steps: int
+    ) -> tuple[list[Episode], dict[str, np.ndarray]]:
         """Run whole episodes with a fixed policy until there are `actor_steps` in all, or read back those of a cycle.
 
+        With `--deploy elsewhere` somebody else runs them; with `--annotate elsewhere` they come with annotations.
+
         Raises:
+            Waiting: what somebody else has to bring isn't there yet.
             UserError: a batch of a past cycle is lost or damaged, or the policy or the environment returned nonsense.
         """
         with self.timed("deploying"):
             episodes, self.sps = self._folder.read_batch(cycle, must_exist=cycle < self.cycle), None
-            if episodes is None:
+            missing, folder = actor_steps - self.actor_step, self._folder.cycle_dir(cycle)
+            if episodes is None and self.args.deploy == "elsewhere":
+                episodes = elsewhere.deployed(folder, policy, sigma, self.env, missing)
+                self._folder.add_batch(cycle, episodes)
+            elif episodes is None:
                 began, stream = time.perf_counter(), (self.args.seed, rollouts.DEPLOY, cycle)
-                missing, desc = actor_steps - self.actor_step, f"cycle {cycle}, deploying"
-                episodes = self._workers.steps(policy, sigma, stream, missing, desc)
+                episodes = self._workers.steps(policy, sigma, stream, missing, f"cycle {cycle}, deploying")
                 self.sps = rollouts.num_steps(episodes) / (time.perf_counter() - began)
                 self._folder.add_batch(cycle, episodes)
+            annotations = {}
+            if self.args.annotate == "elsewhere":
+                stream, fraction = (self.args.seed, rollouts.ANNOTATE, cycle), self.args.annotate_fraction
+                run_id = self._folder.run_id
+                annotations = elsewhere.annotated(folder, run_id, episodes, self.env, fraction, stream)
         self.actor_step += rollouts.num_steps(episodes)
-        return episodes
+        return episodes, annotations
 
     def _score(self, path: Path, actor: Actor, cycle: int, learner_step: int) -> list[float]:
         """Noise-free returns, kept in `path`, of episodes with the same start seeds for every cycle and method."""
@@ -219,14 +257,15 @@ class Run:
     def _keep_policy(self, policy: torch.nn.Module, critic: torch.nn.Module) -> None:
         """Save this cycle's policy as a snapshot, score it, and film it if asked to."""
         folder = self._folder.cycle_dir(self.cycle)
-        returns = self._score(folder / "evaluation.json", policy, self.cycle, self._learner_step)
         metadata = {"cycle": self.cycle, "row": self.row, "seed": self.args.seed} | self._folder.origin()
         metadata |= {"actor_step": self.actor_step, "learner_step": self._learner_step}
-        metadata |= {"score": float(np.mean(returns)), "score_episodes": len(returns)}
+        if self.env.simulated:
+            returns = self._score(folder / "evaluation.json", policy, self.cycle, self._learner_step)
+            metadata |= {"score": float(np.mean(returns)), "score_episodes": len(returns)}
+            name = "clone" if self.cycle == 0 and self.teacher is not None else f"cycle {self.cycle}"
+            tqdm.write(f"{name}: mean return {np.mean(returns):.1f} of {len(returns)} episodes")
         with self.timed("writing"):
             snapshots.save(folder / "snapshot.pt", self.env, policy, critic, metadata)
-        name = "clone" if self.cycle == 0 and self.teacher is not None else f"cycle {self.cycle}"
-        tqdm.write(f"{name}: mean return {np.mean(returns):.1f} of {len(returns)} episodes")
         if self.args.capture_video:
             evaluate.film_apart(folder / "snapshot.pt", folder / "video.gif")
 
@@ -234,11 +273,11 @@ class Run:
         """Say if a kept policy is lost or damaged, and score it again if only its evaluation is lost."""
         try:
             metadata = files.load_torch(folder / "snapshot.pt", "policy snapshot")["metadata"]
-            if not (folder / "evaluation.json").exists():
+            if self.env.simulated and not (folder / "evaluation.json").exists():
                 actor = snapshots.load(folder / "snapshot.pt", torch.device("cpu")).action
                 self._score(folder / "evaluation.json", actor, metadata["cycle"], metadata["learner_step"])
         except UserError as error:
-            if not (folder / "evaluation.json").exists():
+            if self.env.simulated and not (folder / "evaluation.json").exists():
                 raise
             tqdm.write(str(error))
 
@@ -265,7 +304,7 @@ class Run:
         clock |= {"pretrain_step": step if self.cycle == 0 else None, "wall_s": round(self._watch.total, 3)}
         pending = None
         with self.timed("waiting for evaluations"):
-            if evaluate is not None and self.args.eval_episodes > 0:
+            if evaluate is not None and self.args.eval_episodes > 0 and self.env.simulated:
                 self._metrics.wait_for_evaluations(at_most=2 * self._workers.num_workers)
                 stream = (self.args.seed, rollouts.EVALUATE, -(-step // self.args.eval_every))
                 pending = self._workers.submit(evaluate, 0.0, stream, range(self.args.eval_episodes))

@@ -21,7 +21,7 @@ class Snapshot:
     """A trained agent, frozen: its policy and, if the file has one, its categorical critic."""
 
     def __init__(self, content: dict[str, Any], sha256: str, device: torch.device) -> None:
-        """Take what `load_snapshot` read."""
+        """Take what `load` read."""
         self.sha256, self.metadata = sha256, content["metadata"]
         self.env_id, self.sizes = content["env_id"], (content["obs_size"], content["action_size"])
         self._policy = {name: value.to(device) for name, value in content["policy"].items()}

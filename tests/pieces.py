@@ -1,37 +1,40 @@
 """Small parts for tests of the maths: a made-up task, agents, batches, a teacher, and each row with telling numbers."""
 
+import dataclasses
+import importlib
 import tempfile
 from pathlib import Path
 
+import rows
 import torch
+import tyro
 
-import gbrl_bc_reg
 import gbrl_d4pg
-import gbrl_teacher_action
-import gbrl_teacher_grad
-from common import teachers
+from common import envs, snapshots
 from common.envs import EnvSpec
+from common.run import Run
 
 CPU = torch.device("cpu")
+TASKS = Path(__file__).with_name("tasks.py")  # made-up tasks, for whole runs
 ENV = EnvSpec("made-up", 3, 2, 20)
-SCRIPTS = (gbrl_d4pg, gbrl_bc_reg, gbrl_teacher_action, gbrl_teacher_grad)
-SCHEDULED = (gbrl_bc_reg, gbrl_teacher_action, gbrl_teacher_grad)  # those with an alpha
-ROWS = {
-    "bc": (gbrl_d4pg, {}),
-    "bc_reg": (gbrl_bc_reg, {"method": "bc_reg", "bc_weight": 0.7}),
-    "bc_reg_decay": (gbrl_bc_reg, {"method": "bc_reg_decay", "decay_rate": 5.0}),
-    "between": (gbrl_bc_reg, {"method": "between"}),
-    "ta": (gbrl_teacher_action, {"method": "ta", "beta": 3.0}),
-    "ta, beta decays": (gbrl_teacher_action, {"method": "ta", "beta": 5.0, "beta_decay": True}),
-    "ta_qf": (gbrl_teacher_action, {"method": "ta_qf"}),
-    "tg": (gbrl_teacher_grad, {"teacher_dqda_clip": 0.9, "decay_rate": 5.0}),
-}
+SCRIPTS = tuple(importlib.import_module(Path(name).stem) for name in sorted({row.script for row in rows.ROWS.values()}))
+ROWS = (
+    "bc", "bc_reg,bc-weight:0.7", "bc_reg_decay:5", "between:1", "ta:1,beta:3", "ta:1,beta-decay", "ta_qf",
+    "ta_qf,beta:3", "tg:5,teacher-dqda-clip:0.9",
+)  # fmt: skip
+
+
+def parse(row, script=None, **flags):
+    """The row's script, or a fork of it, and its arguments as its command line gives them."""
+    name, *words = rows.command(row)
+    script = script or importlib.import_module(Path(name).stem)
+    return script, dataclasses.replace(tyro.cli(script.Args, args=words), **flags)
 
 
 def make_args(row, **flags):
     """The row's script and its resolved arguments."""
-    script, own = ROWS[row]
-    return script, script.Args(**(own | flags)).resolved(ENV)
+    script, args = parse(row, **flags)
+    return script, script.resolve(args, ENV)
 
 
 def make_agent(script, args, seed=0):
@@ -57,20 +60,48 @@ def make_batch(seed, size=32):
 
     batch = {"obs": 2 * uniform(size, 3), "next_obs": 2 * uniform(size, 3), "action": uniform(size, 2)}
     batch |= {name: uniform(size, 2) for name in ("anchor", "teacher_action", "previous_action")}
-    return batch | {"n_step_return": 20 * uniform(size), "n_step_discount": torch.full((size,), 0.95)}
+    batch |= {"n_step_return": 20 * uniform(size), "n_step_discount": torch.full((size,), 0.95)}
+    return batch | {"annotated": torch.ones(size, 1)}
 
 
-def save_teacher(path, script, seed=7, support=(51, -150.0, 150.0)):
+def progress(total, cycle=0.0):
+    return gbrl_d4pg.Progress(torch.tensor(total), torch.tensor(cycle))
+
+
+def save_teacher(path, env=ENV, **flags):
     """Save a made-up agent as a snapshot; returns the agent."""
-    num_atoms, v_min, v_max = support
-    args = script.Args(num_atoms=num_atoms, v_min=v_min, v_max=v_max).resolved(ENV)
-    agent = make_agent(script, args, seed)
-    teachers.save_snapshot(path, ENV, agent.policy, agent.critic, support, {})
+    _, args = make_args("bc", **flags)
+    agent = make_agent(gbrl_d4pg, args, seed=7)
+    snapshots.save(path, env, agent.policy, agent.critic, {})
     return agent
 
 
 def make_teacher():
     """A snapshot as a teacher."""
     with tempfile.TemporaryDirectory() as folder:
-        save_teacher(Path(folder) / "teacher.pt", gbrl_d4pg)
-        return teachers.load_snapshot(Path(folder) / "teacher.pt", CPU)
+        save_teacher(Path(folder) / "teacher.pt")
+        return snapshots.load(Path(folder) / "teacher.pt", CPU)
+
+
+def run_made_up(row, task, folder, script=None, **flags):
+    """A whole run of a row on a made-up task, a second long, with a made-up agent as its teacher; its folder."""
+    script, args = parse(row, script)
+    env_id, teacher = f"{TASKS}:{task}", folder.parent / f"{task}.pt"
+    if not teacher.exists():
+        save_teacher(teacher, envs.spec(env_id))
+    budget = {"batch_size": 8, "demo_episodes": 2, "bc_steps": 5, "critic_steps": 5, "num_workers": 0}
+    budget |= {"report_episodes": 2, "target_period": 4, "eval_every": 10, "run_dir": str(folder)}
+    own = {"env_id": env_id, "teacher": str(teacher), "demo_dir": str(folder.parent)}
+    return script.main(script.Args(**(vars(args) | budget | own | flags)))
+
+
+class StubRun:
+    """What `learn` asks of a run: it counts all steps, watches as a real one does, and a log point is an error."""
+
+    updates_per_second, _bad_step, watch = None, None, Run.watch
+
+    def steps(self, first, last, desc):
+        return range(first, last)
+
+    def log(self, *_, **__):
+        raise AssertionError("a log point")

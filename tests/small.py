@@ -14,6 +14,7 @@ import rows
 from common import Interrupted, checkpoint, files
 from common.run import Run
 
+ROOT = Path(__file__).resolve().parent.parent
 SMALL = {
     "actor_steps": 4_000, "learner_steps": 61, "num_cycles": 2, "batch_size": 32, "demo_episodes": 2, "bc_steps": 40,
     "critic_steps": 20, "eval_every": 20, "report_episodes": 2, "num_workers": 0, "checkpoint_every": 15,

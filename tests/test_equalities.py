@@ -1,45 +1,41 @@
 """A method whose help is switched off is D4PG bit for bit, and what a cycle holds fixed stays fixed bit for bit."""
 
-import ast
 import hashlib
-import inspect
-import textwrap
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from pieces import CPU, ENV, ROWS, SCHEDULED, SCRIPTS, make_agent, make_args, make_batch, make_teacher, save_teacher
+from pieces import ENV, make_agent, make_args, make_batch, make_teacher, parse, progress, run_made_up
+from small import report, result
 
-from common import envs, files, rollouts, run
-from common.rollouts import Episode
+import gbrl_d4pg
+from common import files, rollouts
 
 STEPS = 50
 
 
-def train(row, progress=None, teacher=make_teacher, prepare=None, loss=None, **flags):
+def train(row, done=None, teacher=None, prepare=None, loss=None, **flags):
     """The agent after 50 updates on batches that are the same for every row.
 
-    `prepare(agent, batch)` may change a batch's annotations, and `loss(agent, batch)` replaces the row's policy loss.
+    `prepare(agent, batch)` may change a batch's annotations, and `loss` replaces the row's policy loss.
     """
     script, args = make_args(row, **flags)
     agent = make_agent(script, args)
-    helper = LiveCritic(agent) if teacher is LiveCritic else teacher()
-    for step in range(STEPS):
-        batch = make_batch(step)
-        if prepare is not None:
-            prepare(agent, batch)
-        now = torch.tensor(step / STEPS if progress is None else progress)
-        critic_gradients, policy_gradients, metrics = script.gradients(args, agent, helper, batch, now)
-        if "teacher/q_filter_rate" in metrics and prepare is not None:
-            assert metrics["teacher/q_filter_rate"] == (1 if prepare is better_action else 0)
-        if loss is not None:
-            policy_gradients = torch.autograd.grad(loss(agent, batch), tuple(agent.policy.parameters()))
-        script.apply_gradients(agent.critic, agent.critic_optimizer, critic_gradients, args.max_grad_norm)
-        script.apply_gradients(agent.policy, agent.policy_optimizer, policy_gradients, args.max_grad_norm)
-        if (step + 1) % 20 == 0:
-            agent.copy_targets()
+    helper = LiveCritic(agent) if teacher is LiveCritic else make_teacher()
+    with mock.patch.object(script, "policy_loss", loss or script.policy_loss):
+        for step in range(STEPS):
+            batch = make_batch(step)
+            if prepare is not None:
+                prepare(agent, batch)
+            now = progress(step / STEPS if done is None else done)
+            logged = script.compute_gradients(args, agent, helper, batch, now)
+            if "teacher/q_filter_rate" in logged and prepare is not None:
+                assert logged["teacher/q_filter_rate"] == (1 if prepare is better_action else 0)
+            script.optimizer_step(agent.critic, agent.critic_optimizer, args.max_grad_norm)
+            script.optimizer_step(agent.policy, agent.policy_optimizer, args.max_grad_norm)
+            if (step + 1) % 20 == 0:
+                agent.copy_targets()
     return agent
 
 
@@ -86,58 +82,55 @@ def d4pg():
 
 OFF = {
     "bc_reg": {"bc_weight": 0.0},  # lambda = 0
-    "bc_reg_decay": {"progress": 1.0},  # alpha = 0
-    "between": {"progress": 1.0},
-    "ta": {"progress": 1.0, "beta": 0.0},
-    "ta, beta decays": {"progress": 1.0},
-    "tg": {"progress": 1.0},
+    "bc_reg_decay:5": {"done": 1.0},  # alpha = 0
+    "between:1": {"done": 1.0},
+    "ta:1": {"done": 1.0, "beta": 0.0},
+    "ta:1,beta-decay": {"done": 1.0},
+    "tg:1": {"done": 1.0},
     "ta_qf": {"prepare": worse_action},
 }
 
 
 @pytest.mark.parametrize("row", OFF)
-def test_help_switched_off_is_d4pg_bit_for_bit(row, d4pg):
+def test_help_switched_off_is_d4pg_bit_for_bit_and_switched_on_is_not(row, d4pg):
     assert bit_equal(train(row, **OFF[row]), d4pg)
-
-
-@pytest.mark.parametrize("row", OFF)
-def test_help_switched_on_is_not(row, d4pg):
     assert not bit_equal(train(row), d4pg)
 
 
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.__name__)
-def test_no_branch_makes_it_so(script):
-    """Methods are chosen by name; no number decides which terms are computed."""
-    functions = [script.policy_loss, *([script.Args.alpha] if script in SCHEDULED else [])]
-    for function in functions:
-        for node in ast.walk(ast.parse(textwrap.dedent(inspect.getsource(function)))):
-            assert not isinstance(node, ast.While | ast.Match | ast.Try)
-            if isinstance(node, ast.If | ast.IfExp):
-                read = {ast.unparse(n) for n in ast.walk(node.test) if isinstance(n, ast.Attribute)}
-                assert read <= {"args.method", "args.beta_decay", "self.alpha_form"} and read, ast.unparse(node.test)
-                assert "progress" not in ast.unparse(node.test)
+def imitation(args, policy, critic, teacher, batch, progress):
+    loss = (batch["teacher_action"] - policy(batch["obs"])).square().sum(-1).mean()
+    return loss, {}
 
 
-def test_a_q_filter_that_always_fires_is_imitation_bit_for_bit(d4pg):
-    def imitation(agent, batch):
-        return (batch["teacher_action"] - agent.policy(batch["obs"])).square().sum(-1).mean()
+def equation_7(args, policy, critic, teacher, batch, progress):
+    """The Q-filter as it is printed, with no between-cycle term at all."""
+    action = policy(batch["obs"])
+    q, dqda = gbrl_d4pg.action_gradient(critic, batch["obs"], action, args.dqda_clip)
+    with torch.no_grad():
+        fires = (critic.q_value(batch["obs"], batch["teacher_action"]) >= q).float()
+    assert 0 < fires.mean() < 1
+    distance = (batch["teacher_action"] - action).square().sum(-1)
+    return (-(1 - fires) * (dqda * action).sum(-1) + fires * distance).mean(), {}
 
-    filtered = train("ta_qf", prepare=better_action)
-    assert bit_equal(filtered, train("bc", prepare=better_action, loss=imitation))
-    assert not bit_equal(filtered, d4pg)
+
+def test_the_q_filter_is_equation_7_alone_and_imitation_where_it_always_fires(d4pg):
+    assert bit_equal(train("ta_qf"), train("bc", loss=equation_7))
+    assert not bit_equal(train("ta_qf,beta:3"), train("ta_qf"))
+    assert bit_equal(train("ta_qf", prepare=better_action), train("bc", prepare=better_action, loss=imitation))
 
 
-def policy_gradient(row, progress, critic_seed=0, teacher=None, **flags):
+def policy_gradient(row, done, critic_seed=0, teacher=None, **flags):
     """The row's policy gradient of one batch, with the critic of another agent."""
     script, args = make_args(row, **flags)
     agent = make_agent(script, args)
     agent.critic = make_agent(script, args, critic_seed).critic
     helper = LiveCritic(agent) if teacher is LiveCritic else make_teacher()
-    return script.gradients(args, agent, helper, make_batch(1), torch.tensor(progress))[1]
+    script.compute_gradients(args, agent, helper, make_batch(1), progress(done))
+    return [parameter.grad for parameter in agent.policy.parameters()]
 
 
 def test_at_alpha_1_teacher_actions_replace_the_critic():
-    for row in ("ta", "ta, beta decays"):
+    for row in ("ta:1", "ta:1,beta-decay"):
         one, other = (policy_gradient(row, 0.0, critic_seed) for critic_seed in (0, 1))
         assert all(map(torch.equal, one, other)) and any(part.any() for part in one)
         later, other = (policy_gradient(row, 0.1, critic_seed) for critic_seed in (0, 1))
@@ -145,20 +138,20 @@ def test_at_alpha_1_teacher_actions_replace_the_critic():
 
 
 def test_at_alpha_1_teacher_gradients_replace_the_critic():
-    one, other = (policy_gradient("tg", 0.0, critic_seed) for critic_seed in (0, 1))
+    one, other = (policy_gradient("tg:1", 0.0, critic_seed) for critic_seed in (0, 1))
     assert all(map(torch.equal, one, other)) and any(part.any() for part in one)
 
 
-@pytest.mark.parametrize("progress", [0.0, 0.02, 0.2, 0.5, 0.9, 1.0])
-def test_the_students_own_critic_as_teacher_is_d4pg_for_every_alpha(progress):
-    own = policy_gradient("tg", progress, teacher=LiveCritic, teacher_dqda_clip=1.0)
-    for a, b in zip(own, policy_gradient("bc", progress), strict=True):
+@pytest.mark.parametrize("done", [0.0, 0.02, 0.2, 0.5, 0.9, 1.0])
+def test_the_students_own_critic_as_teacher_is_d4pg_for_every_alpha(done):
+    own = policy_gradient("tg:1", done, teacher=LiveCritic)
+    for a, b in zip(own, policy_gradient("bc", done), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
     assert max(part.abs().max() for part in own) > 1e-3
 
 
 def test_the_students_own_critic_as_teacher_learns_as_d4pg(d4pg):
-    own = train("tg", teacher=LiveCritic, teacher_dqda_clip=1.0)
+    own = train("tg:1", teacher=LiveCritic)
     for a, b in zip(weights(own), weights(d4pg), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
 
@@ -166,16 +159,13 @@ def test_the_students_own_critic_as_teacher_learns_as_d4pg(d4pg):
 # ---- what a run holds fixed, and its budget
 
 
-@settings(derandomize=True, deadline=None)
-@given(total=st.integers(0, 300_000), parts=st.integers(1, 50))
-def test_split_is_whole_exact_and_even(total, parts):
-    sizes = run.split(total, parts)
-    assert len(sizes) == parts and sum(sizes) == total and max(sizes) - min(sizes) <= 1
-    assert sizes == [int(np.floor(k * total / parts) - np.floor((k - 1) * total / parts)) for k in range(1, parts + 1)]
-
-
-def test_split_by_hand():
-    assert run.split(7, 3) == [2, 2, 3] and run.split(31, 3) == [10, 10, 11]
+def test_the_budget_of_each_cycle_by_hand():
+    """7 episodes and 31 updates in 3 cycles."""
+    _, args = make_args("bc", actor_steps=145, learner_steps=31, num_cycles=3)
+    deployed = [gbrl_d4pg.deployed_after(args, ENV, cycle) for cycle in range(4)]
+    assert args.actor_steps == 140 and deployed == [0, 40, 80, 140]
+    assert [gbrl_d4pg.learned_after(args, actor_step) for actor_step in deployed] == [0, 8, 17, 31]
+    assert gbrl_d4pg.learned_after(args, 159) == 31  # the last of episodes that end early may go past the budget
 
 
 def fingerprint(tensors):
@@ -185,62 +175,54 @@ def fingerprint(tensors):
     return digest.hexdigest()
 
 
-@pytest.mark.parametrize("row", ["bc", "between", "ta", "ta_qf", "tg"])
+@pytest.mark.parametrize("row", ["bc", "between:1", "ta:1", "ta_qf", "tg:1"])
 def test_a_run_keeps_anchors_and_teacher_and_spends_its_exact_budget(row, tmp_path, monkeypatch):
-    """7 episodes and 31 updates in 3 cycles; made-up episodes of 20 steps stand in for the simulator's."""
-    script, own = ROWS[row]
-    deployed, updates, target_copies = [], [], []
+    """7 episodes of 20 steps and 31 updates in 3 cycles."""
+    script, deployed, updates, targets = parse(row)[0], [], [], []
 
     def run_block(env_id, actor, sigma, stream, indices):
-        if stream[:2] == (1, run.DEPLOY):
+        if stream[:2] == (1, rollouts.DEPLOY):
             deployed.append((stream[2], len(indices), fingerprint(actor.state_dict().values()), len(updates)))
-        return [made_up_episode(actor, (*stream[-2:], i)) for i in indices]
+        return honest_block(env_id, actor, sigma, stream, indices)
 
     def recorded(args, agent, teacher, batch, progress):
         parts = agent.bc_policy.state_dict(), agent.previous_policy.state_dict(), teacher._policy, teacher._critic
-        updates.append((*(fingerprint(part.values()) for part in parts), progress.item()))
-        targets = (*agent.target_policy.parameters(), *agent.target_critic.parameters())
-        target_copies.append(fingerprint(targets))
-        return gradients(args, agent, teacher, batch, progress)
+        updates.append((*(fingerprint(part.values()) for part in parts), *map(float, progress)))
+        targets.append(fingerprint([*agent.target_policy.parameters(), *agent.target_critic.parameters()]))
+        return honest_gradients(args, agent, teacher, batch, progress)
 
-    gradients = script.gradients
-    monkeypatch.setattr(script, "gradients", recorded)
-    monkeypatch.setattr(envs, "spec", lambda env_id: ENV)
-    monkeypatch.setattr(rollouts, "run_block", run_block)
-    monkeypatch.setattr(run, "configure_torch", lambda args: CPU)  # leave the settings of other tests alone
-    save_teacher(tmp_path / "teacher.pt", script)
-    budget = {"actor_steps": 145, "learner_steps": 31, "num_cycles": 3, "batch_size": 8, "num_workers": 0}
-    budget |= {
-        "demo_episodes": 2,
-        "bc_steps": 5,
-        "critic_steps": 5,
-        "eval_episodes": 0,
-        "report_episodes": 1,
-        "target_period": 4,
-    }
-    paths = {"teacher": str(tmp_path / "teacher.pt"), "demo_dir": str(tmp_path), "run_dir": str(tmp_path / "run")}
-    run_dir = script.main(script.Args(env_id=ENV.env_id, **own, **budget, **paths))
+    honest_block, honest_gradients = rollouts.run_block, script.compute_gradients
+    monkeypatch.setattr("common.workers.run_block", run_block)
+    monkeypatch.setattr(script, "compute_gradients", recorded)
+    run_dir = run_made_up(row, "Walk", tmp_path / "run", actor_steps=145, learner_steps=31, num_cycles=3)
 
-    assert [(cycle, episodes) for cycle, episodes, _, _ in deployed] == [(1, 2), (2, 2), (3, 3)]
-    assert [before for _, _, _, before in deployed] == [0, 10, 20] and len(updates) == 31
-    assert [progress for *_, progress in updates] == [np.float32(n / 31) for n in range(31)]
+    assert [(cycle, episodes, before) for cycle, episodes, _, before in deployed] == [(1, 2, 0), (2, 2, 8), (3, 3, 17)]
+    in_cycle = [n / 8 for n in range(8)] + [n / 9 for n in range(9)] + [n / 14 for n in range(14)]
+    assert [update[-2] for update in updates] == pytest.approx([n / 31 for n in range(31)])
+    assert [update[-1] for update in updates] == pytest.approx(in_cycle)
     batches = [files.load_arrays(run_dir / f"cycle_{cycle:04d}" / "batch.npz", "batch") for cycle in (1, 2, 3)]
     assert [len(batch["reward"]) for batch in batches] == [40, 40, 60]
     snapshots = [files.load_torch(run_dir / f"cycle_{cycle:04d}" / "snapshot.pt", "policy") for cycle in range(4)]
     kept = [fingerprint(snapshot["policy"].values()) for snapshot in snapshots]
     assert len(set(kept)) == 4  # every cycle learned something
     assert [policy for _, _, policy, _ in deployed] == kept[:3]
-    assert [n for n in range(1, 31) if target_copies[n] != target_copies[n - 1]] == [4, 8, 12, 16, 20, 24, 28]
-    teacher = files.load_torch(tmp_path / "teacher.pt", "teacher")
+    assert [n for n in range(1, 31) if targets[n] != targets[n - 1]] == [4, 8, 12, 16, 20, 24, 28]
+    teacher = files.load_torch(tmp_path / "Walk.pt", "teacher")
     teacher = fingerprint(teacher["policy"].values()), fingerprint(teacher["critic"].values())
     for n, update in enumerate(updates):
-        assert update[:4] == (kept[0], kept[0 if n < 10 else 1 if n < 20 else 2], *teacher)
+        assert update[:4] == (kept[0], kept[0 if n < 8 else 1 if n < 17 else 2], *teacher)
 
 
-def made_up_episode(actor, seed):
-    rng = np.random.default_rng(seed)
-    obs = rng.normal(size=(ENV.episode_length + 1, ENV.obs_size)).astype(np.float32)
-    with torch.no_grad():
-        action = actor(torch.from_numpy(obs[:-1])).numpy()
-    reward = rng.normal(size=ENV.episode_length).astype(np.float32)
-    return Episode(obs, action, reward, np.ones_like(reward))
+def test_budgets_stay_true_where_episodes_end_early_with_any_number_of_workers(tmp_path):
+    """250 steps a cycle in episodes of 1 to 50 steps, and every transition sampled 4 times in the cycle it arrives."""
+    flags = {"actor_steps": 1_000, "samples_per_insert": 4.0, "num_cycles": 4}
+    runs = [run_made_up("ta:1", "Falls", tmp_path / str(n), num_workers=n, **flags) for n in (0, 2)]
+    assert result(runs[0]) == result(runs[1])
+    steps = [0]
+    for cycle in range(1, 5):
+        batch = files.load_arrays(runs[0] / f"cycle_{cycle:04d}" / "batch.npz", "batch")
+        steps.append(steps[-1] + len(batch["reward"]))
+        assert 250 * cycle <= steps[-1] < 250 * cycle + batch["length"][-1]  # no episode more than it takes
+        assert len(set(batch["length"])) > 5 and (batch["discount"][np.cumsum(batch["length"]) - 1] == 0).mean() > 0.5
+    updates = [cycle["learner_step"] for cycle in report(runs[0])["cycles"]]
+    assert updates == [*(int(4 * step / 8) for step in steps[1:4]), 500]

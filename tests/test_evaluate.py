@@ -2,28 +2,18 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from pieces import TASKS, run_made_up, save_teacher
 from PIL import Image
-from torch import nn
+from small import ROOT, run_row
 
-from common import UserError, envs, evaluate, files, rollouts, teachers
+import gbrl_d4pg
+from common import UserError, envs, evaluate, files, rollouts, snapshots
 
-ROOT = Path(__file__).resolve().parent.parent
 TASK = "cartpole-swingup"
-
-
-def network(inputs, outputs, hidden=16):
-    net = nn.Module()
-    net.torso = nn.Sequential(
-        nn.Linear(inputs, hidden), nn.LayerNorm(hidden), nn.Tanh(),
-        nn.Linear(hidden, hidden), nn.ELU(), nn.Linear(hidden, hidden), nn.ELU(),
-    )  # fmt: skip
-    net.head = nn.Linear(hidden, outputs)
-    return net
 
 
 @pytest.fixture(scope="module")
@@ -32,10 +22,10 @@ def run_folder(tmp_path_factory):
     folder, spec = tmp_path_factory.mktemp("run"), envs.spec(TASK)
     for cycle in (1, 2):
         torch.manual_seed(cycle)
-        policy = network(spec.obs_size, spec.action_size)
-        critic = network(spec.obs_size + spec.action_size, 51)
+        agent = gbrl_d4pg.Agent(gbrl_d4pg.Args(), spec, torch.device("cpu"))
+        torch.nn.init.normal_(agent.policy.head.weight)
         path = folder / f"cycle_{cycle:04d}" / "snapshot.pt"
-        teachers.save_snapshot(path, spec, policy, critic, (51, -150.0, 150.0), {"seed": cycle})
+        snapshots.save(path, spec, agent.policy, agent.critic, {"seed": cycle})
     return folder
 
 
@@ -47,7 +37,7 @@ def command(*arguments):
 def test_the_printed_score_is_that_of_the_rollouts(run_folder, tmp_path):
     result = command(run_folder, "--episodes", 3, "--seed", 5, "--num-workers", 0, "--json", tmp_path / "score.json")
     assert result.returncode == 0, result.stderr
-    snapshot = teachers.load_snapshot(run_folder / "cycle_0002" / "snapshot.pt", torch.device("cpu"))
+    snapshot = snapshots.load(run_folder / "cycle_0002" / "snapshot.pt", torch.device("cpu"))
     episodes = rollouts.run_block(TASK, snapshot.action, 0.0, (evaluate.STREAM, 5), range(3))
     returns = [episode.episodic_return for episode in episodes]
     assert len(set(returns)) == 3  # the start states differ
@@ -87,12 +77,20 @@ def test_a_bad_path_is_one_sentence(run_folder, tmp_path):
     assert result.stdout == ""
 
 
-def test_a_video_in_an_unknown_format_or_without_a_renderer_is_one_sentence(run_folder, tmp_path, monkeypatch):
+def test_a_video_that_cannot_be_is_one_sentence_and_a_run_says_it_at_its_start(run_folder, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"ends in \.gif"):
         evaluate.film(run_folder / "cycle_0001" / "snapshot.pt", tmp_path / "film.avi", 0)
     monkeypatch.setenv("MUJOCO_GL", "no-such-renderer")
     with pytest.raises(UserError, match="libosmesa6"):
         evaluate.choose_renderer()
+    sentence = "is a task of your own, and only dm_control's are drawn"
+    with pytest.raises(UserError, match=sentence):
+        run_made_up("bc", "Walk", tmp_path / "run", actor_steps=200, capture_video=True)
+    assert not (tmp_path / "run").exists()
+    save_teacher(tmp_path / "walk.pt", envs.spec(f"{TASKS}:Walk"))
+    with pytest.raises(UserError, match=sentence):
+        evaluate.film(tmp_path / "walk.pt", tmp_path / "film.gif", 0)
+    evaluate.main(evaluate.Args(tmp_path / "walk.pt", episodes=2, num_workers=0))  # but it can be scored
 
 
 def test_the_film_shows_the_first_scored_episode(run_folder, tmp_path):
@@ -101,7 +99,7 @@ def test_the_film_shows_the_first_scored_episode(run_folder, tmp_path):
     if "no video" in result.stderr:
         pytest.skip(result.stderr)
     assert result.returncode == 0, result.stderr
-    snapshot = teachers.load_snapshot(path, torch.device("cpu"))
+    snapshot = snapshots.load(path, torch.device("cpu"))
     first = evaluate.score(snapshot, 1, 5, num_workers=0)[0]
     assert f"return {first:.2f}" in result.stdout
     with Image.open(output) as film:
@@ -112,3 +110,18 @@ def test_the_film_shows_the_first_scored_episode(run_folder, tmp_path):
             frames.add(film.convert("RGB").tobytes())
     assert len(frames) > 5
     assert output.stat().st_size < 4e6
+
+
+def test_a_run_films_its_kept_policies(tmp_path, demo_dir, monkeypatch):
+    try:
+        evaluate.check_can_film(TASK)
+    except UserError as error:
+        pytest.skip(str(error))
+    films, honest = [], evaluate.film_apart
+    monkeypatch.setattr(evaluate, "film_apart", lambda *paths: films.append(paths))
+    flags = {"env_id": "pendulum-swingup", "actor_steps": 3_000, "num_cycles": 3, "keep_every": 2, "eval_episodes": 0}
+    run_dir = run_row("bc", tmp_path / "run", demo_dir, capture_video=True, report_episodes=1, **flags)
+    folders = [run_dir / f"cycle_{cycle:04d}" for cycle in (0, 2, 3)]
+    assert films == [(folder / "snapshot.pt", folder / "video.gif") for folder in folders]
+    honest(*films[0])
+    assert (folders[0] / "video.gif").stat().st_size > 10_000

@@ -1,39 +1,21 @@
 """The learner's loop never waits for the device between log points, and compiles whole to the same learning."""
 
+import contextlib
 import shutil
-from pathlib import Path
 from unittest import mock
 
 import numpy as np
 import pytest
 import torch
-from pieces import CPU, ENV, ROWS, make_agent, make_args, make_batch, make_teacher
-from small import report, run_row
+from pieces import CPU, ENV, ROWS, StubRun, make_agent, make_args, make_batch, make_teacher, progress
+from small import ROOT, report, run_row
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from common import UserError, run
+from common import UserError, launch
 from common.replay import Replay
 from common.rollouts import Episode
-from common.run import Run
 
-EXAMPLES = Path(run.__file__).parent.parent / "examples"
-
-
-class Keeper:
-    """What `learn` asks of a run, between two log points: `watch` is the real one, and a log point is an error."""
-
-    def __init__(self):
-        self._bad_step, self.clock = None, {}
-
-    watch = Run.watch
-
-    def steps(self, start, total, what):
-        return range(start, total)
-
-    def log(self, *_):
-        raise AssertionError("a log point")
-
-    evaluate = log
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 
 
 def wait(*_, **__):
@@ -58,13 +40,13 @@ def learn_without_values(row, compute=None):
     copies = mock.patch.multiple(torch.Tensor, cpu=wait, to=staying)
     with FakeTensorMode(allow_non_fake_inputs=True), init, to:
         agent = script.Agent(args, ENV, CPU)
-        replay = Replay(100, 2, ENV.obs_size, ENV.action_size, args.n_step, args.gamma, CPU)
+        replay = Replay(100, ENV.obs_size, ENV.action_size, args.n_step, args.gamma, CPU)
         replay.append([episode])
         script.annotate(args, replay, agent.bc_policy, agent.previous_policy, teacher)
-        sampler = torch.Generator().manual_seed(0)
-        compute = compute or script.gradients
+        sampler, run = torch.Generator().manual_seed(0), StubRun()
         with copies:
-            script.learn(args, agent, teacher, replay, sampler, Keeper(), compute, 0, 0, 3)
+            script.learn(args, agent, teacher, replay, sampler, run, compute or script.compute_gradients, 0, 3)
+    assert isinstance(run._bad_step, torch.Tensor)  # it has watched
 
 
 @pytest.mark.parametrize("row", ROWS)
@@ -84,12 +66,12 @@ SYNCS = {
 
 @pytest.mark.parametrize("name", SYNCS)
 def test_a_planted_wait_is_found(name):
-    script, _ = ROWS["bc"]
+    script, _ = make_args("bc")
 
     def waiting(*args):
-        result = script.gradients(*args)
-        SYNCS[name](result[2]["losses/critic_loss"])
-        return result
+        metrics = script.compute_gradients(*args)
+        SYNCS[name](metrics["losses/critic_loss"])
+        return metrics
 
     with pytest.raises(Exception, match=r"(?i)data.?dependent|fake|meta|\.numpy\(\)|_local_scalar_dense|symbolic"):
         learn_without_values("bc", waiting)
@@ -98,37 +80,37 @@ def test_a_planted_wait_is_found(name):
 def hundred_updates(script, args, compute, teacher):
     agent = make_agent(script, args)
     for step in range(100):
-        progress = torch.full((), step / 100)
-        critic_grads, policy_grads, _ = compute(args, agent, teacher, make_batch(step, 256), progress)
-        script.apply_gradients(agent.critic, agent.critic_optimizer, critic_grads, args.max_grad_norm)
-        script.apply_gradients(agent.policy, agent.policy_optimizer, policy_grads, args.max_grad_norm)
+        compute(args, agent, teacher, make_batch(step, 256), progress(step / 100, step / 100))
+        script.optimizer_step(agent.critic, agent.critic_optimizer, args.max_grad_norm)
+        script.optimizer_step(agent.policy, agent.policy_optimizer, args.max_grad_norm)
     return torch.nn.utils.parameters_to_vector([*agent.policy.parameters(), *agent.critic.parameters()])
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
-@pytest.mark.parametrize("row", ["ta_qf", "tg"])
+@needs_compiler
+@pytest.mark.parametrize("row", ["ta_qf", "tg:1"])
 def test_compiled_learning_is_the_same_learning(row):
+    """A first call that compiles, then no other: `launch.compiled` makes that an error."""
     script, args = make_args(row)
     teacher = make_teacher()
-    torch._dynamo.reset()
-    compute = run.compiled(script.gradients, CPU)
-    with torch._dynamo.config.patch(error_on_recompile=True):
-        compiled = hundred_updates(script, args, compute, teacher)
-    eager = hundred_updates(script, args, script.gradients, teacher)
+    compute = launch.compiled(script.compute_gradients, CPU, contextlib.nullcontext)
+    compiled, eager = (hundred_updates(script, args, c, teacher) for c in (compute, script.compute_gradients))
     assert (compiled - eager).abs().max() < 1e-5  # seen: 1e-6; a hundred steps of 1e-4 would make 1e-2
-    assert not torch.equal(eager, torch.zeros_like(eager))
+    start = make_agent(script, args)
+    start = torch.nn.utils.parameters_to_vector([*start.policy.parameters(), *start.critic.parameters()])
+    assert (compiled - start).abs().max() > 1e-3
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+@needs_compiler
 def test_a_whole_run_compiles_once_and_books_its_phases(tmp_path, demo_dir, capsys):
-    """Neither alpha nor another cycle nor more data compiles anew: `Run.compiled` makes that an error."""
-    mine = f"{EXAMPLES / 'torch_teacher.py'}:PolicyWithCritic"  # a teacher of one's own is compiled too
-    run_dir = run_row("tg:1", tmp_path / "run", demo_dir, compile=True, num_cycles=3, teacher=mine)
+    """Neither alpha nor another cycle nor more data compiles anew."""
+    mine = f"{ROOT}/examples/torch_teacher.py:PolicyWithCritic"  # a teacher of one's own is compiled too
+    flags = {"env_id": "pendulum-swingup", "num_cycles": 3, "actor_steps": 3_000, "learner_steps": 61}
+    run_dir = run_row("tg:1", tmp_path / "run", demo_dir, compile=True, teacher=mine, **flags)
     assert capsys.readouterr().out.count("compiling the update took") == 1
     seconds = report(run_dir)["seconds"]
     phases = {"demonstrations", "cloning", "critic evaluation", "deploying", "annotating", "learning", "compiling"}
-    assert phases | {"waiting for evaluations", "writing"} <= seconds.keys()
-    assert seconds["waiting for evaluations"] > seconds["learning"]  # 61 updates; without workers they are run here
+    assert phases | {"waiting for evaluations", "report episodes", "writing"} <= seconds.keys()
+    assert seconds["compiling"] > seconds["learning"]  # 61 updates
 
 
 TEACHER = """
@@ -139,11 +121,12 @@ class Branches:
 """
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+@needs_compiler
 def test_a_teacher_that_cannot_be_compiled_is_a_sentence(tmp_path, demo_dir):
     (tmp_path / "mine.py").write_text(TEACHER)
+    flags = {"env_id": "pendulum-swingup", "teacher": f"{tmp_path}/mine.py:Branches"}
     with pytest.raises(UserError, match="--compile: the update can't be compiled as one graph"):
-        run_row("tg:1", tmp_path / "run", demo_dir, compile=True, teacher=f"{tmp_path}/mine.py:Branches")
+        run_row("tg:1", tmp_path / "run", demo_dir, compile=True, **flags)
 
 
 def test_a_missing_compiler_is_a_sentence_before_any_work(monkeypatch, tmp_path):

@@ -1,19 +1,34 @@
-"""Each script's own copy of the maths, against slow NumPy code and cases worked out by hand."""
+"""The maths against slow NumPy code and cases worked out by hand.
+
+What the scripts share byte for byte, as test_structure.py sees to, is tested in gbrl_d4pg.py alone.
+"""
 
 import itertools
 import math
+import re
 
 import numpy as np
 import pytest
 import torch
-from pieces import CPU, ENV, ROWS, SCHEDULED, SCRIPTS, make_agent, make_args, make_batch, make_teacher, save_teacher
+from pieces import (
+    CPU,
+    ENV,
+    ROWS,
+    SCRIPTS,
+    StubRun,
+    make_agent,
+    make_args,
+    make_batch,
+    make_teacher,
+    progress,
+    save_teacher,
+)
 
-from common import run, teachers
+import gbrl_d4pg as script
+from common import snapshots
 from common.replay import Replay
 from common.rollouts import Episode
 
-all_scripts = pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.__name__)
-scheduled_scripts = pytest.mark.parametrize("script", SCHEDULED, ids=lambda script: script.__name__)
 all_rows = pytest.mark.parametrize("row", ROWS)
 
 
@@ -29,7 +44,6 @@ def slow_projection(atoms, probs, returns, discounts):
     return projected
 
 
-@all_scripts
 @pytest.mark.parametrize(
     ("probs", "value", "discount", "expected"),
     [
@@ -45,14 +59,13 @@ def slow_projection(atoms, probs, returns, discounts):
         ([0.2, 0.3, 0.4, 0.1], 1.5, 0.0, [0, 0.75, 0.25, 0]),  # after a termination only the return is left
     ],
 )
-def test_projection_by_hand(script, probs, value, discount, expected):
+def test_projection_by_hand(probs, value, discount, expected):
     atoms = torch.tensor([-1.0, 1.0, 3.0, 5.0])
     arguments = [torch.tensor([x], dtype=torch.float32) for x in (probs, value, discount)]
     np.testing.assert_allclose(script.project(atoms, *arguments), [expected], atol=1e-6)
 
 
-@all_scripts
-def test_projection_against_slow_code_and_its_mass_and_mean(script):
+def test_projection_against_slow_code_and_its_mass_and_mean():
     rng = np.random.default_rng(3)
     atoms = np.linspace(-150, 150, 51)
     returns = rng.uniform(-200, 200, 24)
@@ -69,9 +82,8 @@ def test_projection_against_slow_code_and_its_mass_and_mean(script):
     np.testing.assert_allclose((projected @ atoms)[:12], (returns + discounts * (probs @ atoms))[:12], atol=1e-3)
 
 
-@all_scripts
-def test_critic_loss_is_the_cross_entropy_from_the_projected_target(script):
-    args = script.Args(num_atoms=11, v_min=-30.0, v_max=20.0).resolved(ENV)
+def test_critic_loss_is_the_cross_entropy_from_the_projected_target():
+    _, args = make_args("bc", num_atoms=11, v_min=-30.0, v_max=20.0)
     agent, batch = make_agent(script, args), make_batch(1, 8)
     with torch.no_grad():
         next_logits = agent.target_critic(batch["next_obs"], agent.target_policy(batch["next_obs"])).double().numpy()
@@ -87,41 +99,22 @@ def test_critic_loss_is_the_cross_entropy_from_the_projected_target(script):
 # ---- the schedule
 
 
-@scheduled_scripts
+@pytest.mark.parametrize("script", [s for s in SCRIPTS if hasattr(s, "alpha")], ids=lambda script: script.__name__)
 @pytest.mark.parametrize("rate", [0.01, 1.0, 5.0, 20.0])
 def test_alpha(script, rate):
-    def alpha(progress, **flags):
-        return script.Args(**flags).alpha(torch.tensor(progress), rate).item()
+    def alpha(total, cycle=0.3, **flags):
+        return script.alpha(script.Args(**flags), progress(total, cycle), rate).item()
 
     assert alpha(0.0) == 1 and alpha(1.0) == 0
+    assert alpha(0.5) == pytest.approx(1 / (1 + math.exp(rate / 2)), rel=1e-5)  # by hand
     assert alpha(0.0, alpha_form="plain") == 1
     assert alpha(1.0, alpha_form="plain") == pytest.approx(math.exp(-rate)) and math.exp(-rate) > 0
-    for progress in (0.1, 0.5, 0.9):
-        power = math.exp(-rate * progress)
-        assert alpha(progress, alpha_form="plain") == pytest.approx(power, rel=1e-5)
-        assert alpha(progress) == pytest.approx((power - math.exp(-rate)) / (1 - math.exp(-rate)), rel=1e-4)
-
-
-@all_scripts
-def test_progress_counts_all_learner_steps_also_in_uneven_cycles(script):
-    args = script.Args(actor_steps=200, learner_steps=31, num_cycles=4).resolved(ENV)
-    progress, start = [], 0
-    for steps in run.split(31, 4):
-        progress += [args.progress(start + step, start, steps) for step in range(steps)]
-        start += steps
-    assert progress == [n / 31 for n in range(31)]
-
-
-@scheduled_scripts
-def test_alpha_per_cycle_restarts_in_uneven_cycles(script):
-    args = script.Args(actor_steps=200, learner_steps=31, num_cycles=4, alpha_per_cycle=True).resolved(ENV)
-    starts = [0, 7, 15, 23]  # cycles of 7, 8, 8, 8 steps
-    progress = [
-        args.progress(start + step, start, steps)
-        for start, steps in zip(starts, run.split(31, 4), strict=True)
-        for step in range(steps)
-    ]
-    assert progress == [step / 7 for step in range(7)] + 3 * [step / 8 for step in range(8)]
+    for done in (0.1, 0.5, 0.9):
+        power = math.exp(-rate * done)
+        faded = pytest.approx((power - math.exp(-rate)) / (1 - math.exp(-rate)), rel=1e-4)
+        assert alpha(done, alpha_form="plain") == pytest.approx(power, rel=1e-5) and alpha(done) == faded
+        assert alpha(0.7, cycle=done, alpha_per_cycle=True) == faded
+    assert alpha(1.0, cycle=0.0, alpha_per_cycle=True) == 1
 
 
 # ---- the rows' action gradients
@@ -170,13 +163,13 @@ def clipped(vectors, clip):
 
 
 @all_rows
-@pytest.mark.parametrize("progress", [0.0, 0.3, 1.0])
-def test_action_gradient_of_a_row_against_its_formula(row, progress):
+@pytest.mark.parametrize("done", [0.0, 0.3, 1.0])
+def test_action_gradient_of_a_row_against_its_formula(row, done):
     script, args = make_args(row, dqda_clip=1.4)
     batch = make_batch(5)
     table = ActionTable(batch["obs"], make_batch(6)["action"])
     batch["teacher_action"][0] = table.actions[0].detach()  # the same action is as good, and so the Q-filter fires
-    loss, metrics = script.policy_loss(args, table, HandCritic(), DetachedHandTeacher(), batch, torch.tensor(progress))
+    loss, metrics = script.policy_loss(args, table, HandCritic(), DetachedHandTeacher(), batch, progress(done))
     gradient = torch.autograd.grad(loss, table.actions)[0].numpy()
 
     columns = {name: column.double().numpy() for name, column in batch.items()}
@@ -187,20 +180,21 @@ def test_action_gradient_of_a_row_against_its_formula(row, progress):
         return np.einsum("bi,ij,bj->b", obs, w, action)[:, None] + np.sin(2 * action).sum(1, keepdims=True)
 
     def decayed(rate):
-        return (math.exp(-rate * progress) - math.exp(-rate)) / (1 - math.exp(-rate))
+        return (math.exp(-rate * done) - math.exp(-rate)) / (1 - math.exp(-rate))
 
     alpha = decayed(getattr(args, "decay_rate", 1.0))
     delta = np.where(q(columns["teacher_action"]) >= q(a), 1.0, 0.0)
     assert delta[0] == 1 and 0.2 < delta.mean() < 0.8
-    q_weight, penalties = {
-        "bc": (1, {}),
-        "bc_reg": (1, {"anchor": 0.7}),
-        "bc_reg_decay": (1 - alpha, {"anchor": alpha}),
-        "between": (1 - alpha, {"anchor": alpha}),
-        "ta": (1 - alpha, {"previous_action": 3, "teacher_action": alpha}),
-        "ta, beta decays": (1 - alpha, {"previous_action": decayed(5), "teacher_action": alpha}),
-        "ta_qf": (1 - delta, {"teacher_action": delta}),
-        "tg": (1 - alpha, {}),
+    q_weight, penalties, logged = {
+        "bc": (1, {}, set()),
+        "bc_reg,bc-weight:0.7": (1, {"anchor": 0.7}, {"distance"}),
+        "bc_reg_decay:5": (1 - alpha, {"anchor": alpha}, {"alpha", "distance"}),
+        "between:1": (1 - alpha, {"anchor": alpha}, {"alpha", "distance"}),
+        "ta:1,beta:3": (1 - alpha, {"previous_action": 3, "teacher_action": alpha}, {"alpha", "distance"}),
+        "ta:1,beta-decay": (1 - alpha, {"previous_action": decayed(5), "teacher_action": alpha}, {"alpha", "distance"}),
+        "ta_qf": (1 - delta, {"teacher_action": delta}, {"q_filter_rate", "distance"}),
+        "ta_qf,beta:3": (1 - delta, {"previous_action": 3, "teacher_action": delta}, {"q_filter_rate", "distance"}),
+        "tg:5,teacher-dqda-clip:0.9": (1 - alpha, {}, {"alpha"}),
     }[row]
     expected, value = -q_weight * clipped(obs @ w + 2 * np.cos(2 * a), 1.4), -q_weight * q(a)
     own = {"teacher/alpha": alpha, "teacher/q_filter_rate": delta.mean()}
@@ -209,36 +203,34 @@ def test_action_gradient_of_a_row_against_its_formula(row, progress):
         expected = expected + weight * 2 * difference
         value = value + weight * (difference**2).sum(1, keepdims=True)
         own["teacher/distance"] = (difference**2).sum(1).mean()
-    if row == "tg":
+    if row.startswith("tg"):
         expected = expected - alpha * clipped(obs @ v - a, 0.9)
     np.testing.assert_allclose(gradient, expected / len(a), atol=1e-6)
 
-    assert set(metrics) == {"losses/policy_loss", "losses/q_value", *args.own_metrics}
     own |= {"losses/policy_loss": value.mean(), "losses/q_value": q(a).mean()}
+    assert set(metrics) == {"losses/policy_loss", "losses/q_value", *(f"teacher/{name}" for name in logged)}
     for name, tensor in metrics.items():
-        assert tensor.item() == pytest.approx(own[name], abs=1e-6), name
+        assert name in script.METRICS and tensor.item() == pytest.approx(own[name], abs=1e-6), name
 
 
 def test_the_graph_of_a_teachers_gradient_is_not_followed():
-    script, args = make_args("tg")
+    script, args = make_args("tg:1")
     batch, gradients = make_batch(5), []
     for teacher in (HandTeacher(), DetachedHandTeacher()):
         table = ActionTable(batch["obs"], batch["action"])
-        loss, _ = script.policy_loss(args, table, HandCritic(), teacher, batch, torch.tensor(0.3))
+        loss, _ = script.policy_loss(args, table, HandCritic(), teacher, batch, progress(0.3))
         gradients += torch.autograd.grad(loss, table.actions)
     torch.testing.assert_close(*gradients)
 
 
-@all_scripts
-def test_clip_norm_of_short_long_and_zero_rows(script):
+def test_clip_norm_of_short_long_and_zero_rows():
     vectors = torch.tensor([[3.0, 4.0], [0.3, 0.4], [0.0, 0.0]])
     np.testing.assert_allclose(script.clip_norm(vectors, 1.0), [[0.6, 0.8], [0.3, 0.4], [0, 0]], rtol=1e-6)
     assert torch.equal(script.clip_norm(vectors, math.inf), vectors)
 
 
-@all_scripts
-def test_dqda_is_the_slope_of_the_mean_of_the_critic(script):
-    critic = make_agent(script, script.Args().resolved(ENV)).critic.double()
+def test_dqda_is_the_slope_of_the_mean_of_the_critic():
+    critic = make_agent(script, make_args("bc")[1]).critic.double()
     batch = {name: column.double() for name, column in make_batch(2, 4).items()}
     obs, action = batch["obs"], batch["action"].requires_grad_()
     q, dqda = script.action_gradient(critic, obs, action, math.inf)
@@ -255,15 +247,16 @@ def test_annotations_are_of_the_right_policies_and_renewed_when_they_change(row)
     script, args = make_args(row)
     agents, teacher = [make_agent(script, args, seed) for seed in (1, 2, 3)], make_teacher()
     bc_policy, first_previous, second_previous = (agent.bc_policy for agent in agents)
-    replay = Replay(40, 2, 3, 2, 1, 0.99, CPU)
+    replay = Replay(40, 3, 2, 1, 0.99, CPU)
     for previous in (first_previous, second_previous):
         replay.append([random_episode(len(replay), 20)])
         script.annotate(args, replay, bc_policy, previous, teacher)
     batch = replay.sample(64, torch.Generator().manual_seed(0))
-    expected = {"bc_reg": {"anchor": bc_policy}, "bc_reg_decay": {"anchor": bc_policy}}
-    expected |= {"between": {"anchor": second_previous}, "ta_qf": {"teacher_action": teacher.action}}
-    expected["ta"] = {"teacher_action": teacher.action, "previous_action": second_previous}
-    expected = expected.get(row.split(",")[0], {})
+    by_teacher = {"teacher_action": teacher.action, "previous_action": second_previous}
+    by_teacher |= {"annotated": lambda obs: torch.ones(len(obs), 1)}
+    expected = {"bc_reg": {"anchor": bc_policy}, "bc_reg_decay": {"anchor": bc_policy}, "ta": by_teacher}
+    expected |= {"between": {"anchor": second_previous}, "ta_qf": by_teacher}
+    expected = expected.get(re.split("[:,]", row)[0], {})
     assert set(batch) == {"obs", "next_obs", "action", "n_step_return", "n_step_discount", *expected}
     with torch.no_grad():
         for name, function in expected.items():
@@ -282,24 +275,29 @@ def random_episode(seed, length):
 @all_rows
 def test_a_duplicated_batch_changes_no_loss_and_no_gradient(row):
     script, args = make_args(row)
-    agent, teacher, batch, progress = make_agent(script, args), make_teacher(), make_batch(3), torch.tensor(0.4)
+    agent, teacher, batch, now = make_agent(script, args), make_teacher(), make_batch(3), progress(0.4)
     twice = {name: torch.cat([column, column]) for name, column in batch.items()}
-    once, doubled = (script.policy_loss(args, agent.policy, agent.critic, teacher, b, progress) for b in (batch, twice))
+    once, doubled = (script.policy_loss(args, agent.policy, agent.critic, teacher, b, now) for b in (batch, twice))
     assert abs(once[0].item()) > 1e-3  # a sum over the batch would differ
     assert once[0].item() == pytest.approx(doubled[0].item(), abs=1e-6)
-    once, doubled = (script.gradients(args, agent, teacher, b, progress) for b in (batch, twice))
-    assert once[2].keys() == doubled[2].keys() and once[2]["losses/critic_loss"] > 1
-    for name, value in once[2].items():
-        assert value.item() == pytest.approx(doubled[2][name].item(), rel=1e-6, abs=1e-6), name
-    for a, b in zip(once[0] + once[1], doubled[0] + doubled[1], strict=True):
+    parameters, results = [*agent.policy.parameters(), *agent.critic.parameters()], []
+    for some in (batch, twice):
+        metrics = script.compute_gradients(args, agent, teacher, some, now)
+        results.append((metrics, [parameter.grad.clone() for parameter in parameters]))
+        for parameter in parameters:
+            parameter.grad = None
+    (once, gradients), (doubled, others) = results
+    assert once.keys() == doubled.keys() and once["losses/critic_loss"] > 1
+    for name, value in once.items():
+        assert value.item() == pytest.approx(doubled[name].item(), rel=1e-6, abs=1e-6), name
+    for a, b in zip(gradients, others, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
 # ---- learning a small MDP
 
 
-@all_scripts
-def test_the_critic_learns_the_analytic_values_of_a_small_mdp(script):
+def test_the_critic_learns_the_analytic_values_of_a_small_mdp():
     """A and B alternate up to a time limit, C ends its episode; pi(s) = 0, and an action earns 4 times itself."""
     rewards, states = (2.0, -1.0, 20.0), np.eye(3, dtype=np.float32)
     actions = np.repeat([[-0.5], [0.0], [0.5]], 2, 1).astype(np.float32)
@@ -312,19 +310,19 @@ def test_the_critic_learns_the_analytic_values_of_a_small_mdp(script):
             states[path], action, reward.astype(np.float32), np.array([1] * (steps - 1) + [end_discount], "f")
         )
 
-    args = script.Args(gamma=0.9, n_step=1, learning_rate=1e-3).resolved(ENV)
+    _, args = make_args("bc", gamma=0.9, n_step=1, learning_rate=1e-3)
     torch.manual_seed(0)
     agent = script.Agent(args, ENV, CPU)
     for policy in (agent.policy, agent.target_policy):
         torch.nn.init.zeros_(policy.head.weight)
-    replay = Replay(400, 80, 3, 2, args.n_step, args.gamma, CPU)
+    replay = Replay(400, 3, 2, args.n_step, args.gamma, CPU)
     replay.append([episode([i % 2, 1 - i % 2] * 4, 1.0, i) for i in range(20)])  # 7 steps each
     replay.append([episode([2, 0], 0.0, 100 + i) for i in range(60)])
     sampler = torch.Generator().manual_seed(0)
     for step in range(250):
         loss = script.critic_loss(agent.critic, agent.target_policy, agent.target_critic, replay.sample(32, sampler))
-        grads = torch.autograd.grad(loss, tuple(agent.critic.parameters()))
-        script.apply_gradients(agent.critic, agent.critic_optimizer, grads, args.max_grad_norm)
+        loss.backward()
+        script.optimizer_step(agent.critic, agent.critic_optimizer, args.max_grad_norm)
         if (step + 1) % 5 == 0:
             agent.copy_targets()
     value_a = (2 - 0.9) / (1 - 0.81)  # V(A) = 2 + 0.9 V(B), V(B) = -1 + 0.9 V(A)
@@ -333,6 +331,41 @@ def test_the_critic_learns_the_analytic_values_of_a_small_mdp(script):
     with torch.no_grad():
         q = agent.critic.q_value(obs, action).reshape(3, 3)
     np.testing.assert_allclose(q, values[:, None] + [[-2, 0, 2]], atol=0.5)
+
+
+# ---- what else is learned and measured
+
+
+def test_the_clone_is_of_what_the_teacher_meant_and_its_steps_fall_to_0():
+    _, args = make_args("bc", bc_steps=400, batch_size=32)
+    agent = make_agent(script, args)
+    demos = Replay(20, 3, 2, args.n_step, args.gamma, CPU)
+    demos.append([random_episode(0, 20)])  # its actions are noise
+    demos.annotate("teacher_action", lambda obs: obs[:, :2].tanh())
+    script.clone(args, agent, demos, torch.Generator().manual_seed(0), StubRun())
+    batch = demos.sample(64, torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        for policy in (agent.policy, agent.bc_policy, agent.previous_policy, agent.target_policy):
+            assert (policy(batch["obs"]) - batch["teacher_action"]).abs().max() < 0.2
+    assert agent.bc_optimizer.param_groups[0]["lr"] == pytest.approx(args.bc_learning_rate / 400)
+
+
+def test_overestimation_and_cosine_by_hand():
+    agent = make_agent(script, make_args("bc")[1])
+    episodes = [random_episode(seed, 20) for seed in range(3)]
+    first = torch.from_numpy(np.stack([episode.obs[0] for episode in episodes]))
+    returns = [sum(0.9**t * reward for t, reward in enumerate(episode.reward)) for episode in episodes]
+    with torch.no_grad():
+        q = agent.critic.q_value(first, agent.policy(first)).mean().item()
+    assert script.overestimation(agent, episodes, 0.9, CPU) == pytest.approx(q - np.mean(returns), rel=1e-5)
+
+    class Turned:  # by 90 degrees in every other state, where it is three times as long
+        def action_gradient(self, obs, action):
+            own = script.action_gradient(agent.critic, obs, action.requires_grad_(), math.inf)[1]
+            other = 3 * own.flip(1) * torch.tensor([1.0, -1.0])
+            return torch.where(torch.arange(len(obs))[:, None] % 2 == 0, own, other) / own.norm(dim=1, keepdim=True)
+
+    assert script.dqda_cosine(agent, Turned(), episodes, CPU) == pytest.approx(1 / (1 + 3), rel=1e-5)
 
 
 # ---- networks
@@ -353,9 +386,8 @@ def slow_network(weights, x):
     return linear("head", elu(linear("torso.5", elu(linear("torso.3", x)))))
 
 
-@all_scripts
-def test_layers_and_their_order(script):
-    agent, batch = make_agent(script, script.Args().resolved(ENV)), make_batch(4)
+def test_layers_and_their_order():
+    agent, batch = make_agent(script, make_args("bc")[1]), make_batch(4)
     obs, action = batch["obs"], batch["action"]
     with torch.no_grad():
         np.testing.assert_allclose(
@@ -368,10 +400,9 @@ def test_layers_and_their_order(script):
         np.testing.assert_allclose(q, probs @ np.linspace(-150, 150, 51), atol=1e-3)
 
 
-@all_scripts
-def test_initial_weights_are_acmes(script):
+def test_initial_weights_are_acmes():
     torch.manual_seed(0)
-    agent = script.Agent(script.Args().resolved(ENV), ENV, CPU)
+    agent = script.Agent(make_args("bc")[1], ENV, CPU)
     for network in (agent.policy, agent.critic):
         for layer in (network.torso[0], network.torso[3], network.torso[5]):
             limit = math.sqrt(3 * 0.333 / 256)  # Acme's VarianceScaling(0.333, fan_out, uniform)
@@ -390,10 +421,9 @@ def test_initial_weights_are_acmes(script):
         assert all(map(torch.equal, copy.state_dict().values(), agent.policy.state_dict().values()))
 
 
-@all_scripts
-def test_a_snapshot_answers_as_the_scripts_networks(script, tmp_path):
-    agent = save_teacher(tmp_path / "snapshot.pt", script, support=(11, -3.0, 7.0))
-    snapshot, batch = teachers.load_snapshot(tmp_path / "snapshot.pt", CPU), make_batch(8)
+def test_a_snapshot_answers_as_the_scripts_networks(tmp_path):
+    agent = save_teacher(tmp_path / "snapshot.pt", num_atoms=11, v_min=-3.0, v_max=7.0)
+    snapshot, batch = snapshots.load(tmp_path / "snapshot.pt", CPU), make_batch(8)
     obs, action = batch["obs"], batch["action"].requires_grad_()
     q, dqda = script.action_gradient(agent.critic, obs, action, math.inf)
     assert torch.equal(snapshot.action(obs), agent.policy(obs))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from common import envs, evaluate, files, teachers
+from common import envs, evaluate, files, snapshots, teachers
 
 TASKS = ("cartpole-balance", "cartpole-swingup", "cheetah-run", "finger-spin", "pendulum-swingup", "walker-run")
 FACTS = ("actor_step", "learner_step", "cycle", "command", "versions")
@@ -19,7 +19,7 @@ def test_the_manifest_names_every_file():
 
 @pytest.mark.parametrize("name", MANIFEST)
 def test_a_teacher_is_what_it_says(name):
-    entry, snapshot = MANIFEST[name], teachers.load_snapshot(teachers.SHIPPED / name, torch.device("cpu"))
+    entry, snapshot = MANIFEST[name], snapshots.load(teachers.SHIPPED / name, torch.device("cpu"))
     assert snapshot.sha256 == entry["file_sha256"]
     spec = envs.spec(snapshot.env_id)
     assert name == f"{spec.env_id}-{snapshot.metadata['tier']}.pt"
