@@ -41,6 +41,13 @@ ROWS = dict(map(_flags, rows.ROWS))
 SCRIPTS = tuple(dict.fromkeys(name for name, _ in ROWS.values()))
 
 
+def own(folder, name, code):
+    """The reference of a class in a file of its own, which has the toy's classes and `code`, and `HERE`, its folder."""
+    toy = Path(__file__).with_name("toy.py").read_text()
+    (folder / "mine.py").write_text(f"import glob, os, sys, time, torch\nHERE = {str(folder)!r}\n{toy}\n{code}")
+    return f"{folder}/mine.py:{name}"
+
+
 def script(name):
     return importlib.import_module(name)
 
@@ -144,3 +151,9 @@ def live(row, args, steps=(), renames=False, seen=(), number=signal.SIGKILL):
 
 
 PATCHED = ((Run, "watch"), (checkpoint, "save"), (os, "replace"))
+
+
+def equal(first, second):
+    """Whether episodes have the same bits."""
+    pairs = zip(first, second, strict=True)
+    return all(np.array_equal(x, y) for a, b in pairs for x, y in zip(a, b, strict=True))

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small import TOY, differences, live, make_args, result, run_row
+from small import TOY, differences, equal, make_args, own, result, run_row
 
 from common import UserError, envs, evaluate, files, foreign, report, teachers
 from common.workers import Workers
@@ -37,19 +37,6 @@ def damage(path, how):
 
 
 # ---- the files of a run
-
-
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory, demo_dir):
-    return run_row("ta:1", tmp_path_factory.mktemp("alone") / "run", demo_dir, **TOY)
-
-
-@pytest.fixture(scope="module")
-def stopped(tmp_path_factory, demo_dir):
-    """A run that was killed in cycle 2."""
-    run_dir = tmp_path_factory.mktemp("stopped") / "run"
-    live("ta:1", make_args("ta:1", run_dir, demo_dir, **TOY)[1], steps=[(2, 50)])
-    return run_dir
 
 
 RESTORE = "restore it from a copy, or start again in a new folder"
@@ -100,10 +87,10 @@ def test_a_damaged_file_of_a_run(names, how, stopped, alone, tmp_path, demo_dir,
         assert re.search(expected, said) and (str(tmp_path / "run") in said)
     if "snapshot.pt" in names:  # of a past cycle, which is not made again
         shutil.copy(stopped / "cycle_0001" / "snapshot.pt", tmp_path / "run" / "cycle_0001" / "snapshot.pt")
-    assert differences(result(tmp_path / "run"), result(alone)) == []
+    assert differences(result(tmp_path / "run"), result(alone("ta:1"))) == []
 
 
-def test_files_of_another_run_are_refused(stopped, alone, tmp_path, demo_dir):
+def test_files_of_another_run_are_refused(stopped, tmp_path, demo_dir):
     other = run_row("ta:1", tmp_path / "other", demo_dir, **TOY, seed=5)
     for names in (["cycle_0001/batch.npz"], ["checkpoint.pt", "checkpoint_previous.pt"]):
         folder = shutil.copytree(stopped, tmp_path / names[0].replace("/", "-"))
@@ -116,7 +103,7 @@ def test_files_of_another_run_are_refused(stopped, alone, tmp_path, demo_dir):
 
 @pytest.mark.parametrize("how", DAMAGES)
 def test_a_damaged_policy_is_named_whoever_reads_it(how, alone, tmp_path):
-    path = Path(shutil.copy(alone / "cycle_0002" / "snapshot.pt", tmp_path))
+    path = Path(shutil.copy(alone("ta:1") / "cycle_0002" / "snapshot.pt", tmp_path))
     damage(path, how)
     with pytest.raises(UserError, match=str(path)):
         teachers.load(str(path), SPEC, "action_gradients", CPU)
@@ -129,7 +116,7 @@ def test_a_damaged_policy_is_named_whoever_reads_it(how, alone, tmp_path):
 TEACHERS = """
 class Learned(Pusher):
     def action(self, obs):
-        return float(open(WEIGHT).read()) * super().action(obs)
+        return float(open(f"{HERE}/weight").read()) * super().action(obs)
 
 
 class Waits(Pusher):  # until two ask for its demonstrations
@@ -143,17 +130,9 @@ class Waits(Pusher):  # until two ask for its demonstrations
 
 
 def load(name, folder):
-    """A teacher in `folder`, and a function that asks for its demonstrations."""
-    code = Path(TOY["teacher"].partition(":")[0]).read_text()
-    names = f"import glob, os, time\nHERE = {str(folder)!r}\nWEIGHT = HERE + '/weight'\n"
-    (folder / "mine.py").write_text(names + code + TEACHERS)
-    teacher = teachers.load(f"{folder}/mine.py:{name}", SPEC, "demonstrations", CPU)
+    """A teacher, and a function that asks for its demonstrations."""
+    teacher = teachers.load(own(folder, name, TEACHERS), SPEC, "demonstrations", CPU)
     return teacher, lambda n=2: teachers.demonstrations(teacher, SPEC, n, 0.3, folder / "demos", Workers(SPEC, 0))
-
-
-def equal(first, second):
-    pairs = zip(first, second, strict=True)
-    return all(np.array_equal(x, y) for a, b in pairs for x, y in zip(a, b, strict=True))
 
 
 def test_demonstrations_are_cached_extended_and_where_they_do_not_fit_said_and_made_again(tmp_path, capfd):
