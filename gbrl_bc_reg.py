@@ -49,7 +49,7 @@ class Args:
     env_id: FileOrName = "cartpole-swingup"
     """dm_control suite task as domain-task [paper 4.1 has six], or your own FILE.py:Class [ours]"""
     teacher: FileOrName = "expert"
-    """expert, mid, PATH.pt, FILE.py:Class, or none where the script needs no teacher [paper 4.2]"""
+    """expert, mid, PATH.pt, FILE.py:Class, recorded FILE.npz, or none where the row needs no teacher [paper 4.2]"""
     num_cycles: PositiveInt = 4
     """deployments N; the paper has 4 and 8 [paper A.2]"""
     seed: NonNegativeInt = 1
@@ -106,6 +106,12 @@ class Args:
     """noise-free episodes per evaluation, up to 10; 0 for no evaluations [ours]"""
     report_episodes: PositiveInt = 20
     """noise-free episodes for each cycle's line in the report [ours]"""
+    deploy: typing.Literal["here", "elsewhere"] = "here"
+    """in the simulator, or by somebody else, for whom the run stops before each deployment [ours]"""
+    annotate: typing.Literal["here", "elsewhere"] = "here"
+    """by the teacher itself, or by somebody else, for whom the run stops after each deployment [ours]"""
+    annotate_fraction: typing.Annotated[float, Range(0, 1, above=True)] = 1.0
+    """share of the collected states that are annotated elsewhere [ours]"""
     keep_every: PositiveInt = 1
     """cycles between kept batches, policies and checkpoints; raise it for thousands of cycles [ours]"""
     checkpoint_every: PositiveInt = 5_000
@@ -162,6 +168,7 @@ def resolve(args: Args, env: EnvSpec) -> Args:
     args.demo_episodes = args.demo_episodes or max(100, round(1_000 * args.scale))
     if args.critic_steps is None:
         args.critic_steps = max(10_000, round(100_000 * args.scale))
+    launch.check_elsewhere(args, env, NEEDS)
     num_episodes = args.actor_steps // env.episode_length
     if args.num_cycles > min(num_episodes, args.learner_steps):
         raise UserError(
@@ -324,7 +331,7 @@ def row(args: Args) -> str:
     return launch.row_name(name, args, READINGS)
 
 
-def queries(args: Args, num_transitions: int) -> dict[str, int]:
+def queries(args: Args, replay: Replay) -> dict[str, int]:
     """How much the teacher was asked while learning."""
     return {"states_annotated": 0, "gradients_asked": 0}  # its only help is the demonstrations
 
@@ -474,7 +481,8 @@ def main(args: Args) -> Path:
     env = envs.spec(args.env_id)
     args = resolve(args, env)
     device = launch.configure_torch(args)
-    teacher = teachers.load(args.teacher, env, NEEDS, device)
+    needs = "demonstrations" if args.annotate == "elsewhere" else NEEDS
+    teacher = teachers.load(args.teacher, env, needs, device)
     with Run(args, row(args), env, teacher, METRICS, AFTER_PRETRAINING, __file__) as run:
         torch.manual_seed(rollouts.stream_seed(args.seed, rollouts.WEIGHTS))
         agent = Agent(args, env, device)
@@ -488,7 +496,7 @@ def main(args: Args) -> Path:
         if run.cycle == 0:
             if teacher is not None:
                 demos = Replay(args.demo_episodes * env.episode_length, *sizes)
-                demos.append(run.demonstrations())
+                demos.append(*run.demonstrations())
                 demos.annotate("teacher_action", teacher.action)  # a*, where the executed action has noise
                 clone(args, agent, demos, sampler, run)
                 pretrain_critic(args, agent, demos, sampler, run)
@@ -496,14 +504,15 @@ def main(args: Args) -> Path:
                 run.log(args.bc_steps + args.critic_steps, {"teacher/episodic_return": run.score_teacher()})
             run.next_cycle(agent.policy, agent.critic)
         if args.demos_in_replay:
-            replay.append(run.demonstrations())
+            replay.append(*run.demonstrations())
 
         # ---- cycles 1 to N: deploy a fixed policy, then learn from all batches so far (algorithm 1)
         for cycle in range(1, args.num_cycles + 1):
             first = learned_after(args, run.actor_step)
             # Deployed is pi_{k-1}: where a cycle is continued and its batch is lost, `agent.policy` has moved on.
-            episodes = run.deploy(cycle, agent.previous_policy, args.sigma, deployed_after(args, env, cycle))
-            replay.append(episodes)
+            due = deployed_after(args, env, cycle)
+            episodes, annotations = run.deploy(cycle, agent.previous_policy, args.sigma, due)
+            replay.append(episodes, annotations)
             if cycle < run.cycle:  # learned from before this run was continued
                 continue
             with run.timed("annotating"):
@@ -518,7 +527,7 @@ def main(args: Args) -> Path:
             learn(args, agent, teacher, replay, sampler, run, compute, first, last)
             agent.previous_policy.load_state_dict(agent.policy.state_dict())
             run.next_cycle(agent.policy, agent.critic)
-        return run.report(**queries(args, len(replay)))
+        return run.report(**queries(args, replay))
 
 
 if __name__ == "__main__":

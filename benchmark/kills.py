@@ -2,13 +2,16 @@
 
     python benchmark/kills.py --kills 100
 
-Each of the rows ta:1, bc, bc_reg_decay:5 and tg:1 is run once alone and then under its share of the kills. A run that
-is quicker than its killers is compared and started again. Exits with status 1 if an end differs.
+Each case of `CASES`, one of them tracked (offline) and one with --keep-every 3, is run once alone and then under its
+share of the kills. A run that is quicker than its killers is compared and started again. Exits with status 1 if an end
+differs. The tests kill at every file and at chosen steps instead, so that their outcome depends on no clock.
 """
 
 import collections
 import multiprocessing
+import os
 import random
+import signal
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -20,7 +23,16 @@ import tyro
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from small import ROWS, SMALL, differences, kill_somewhere, phase, result, script  # noqa: E402
+from small import SMALL, differences, make_args, result, run_row  # noqa: E402
+
+from common import UserError, files  # noqa: E402
+
+CASES = (
+    ("ta:1", {}),
+    ("bc", {"keep_every": 3, "num_cycles": 4}),
+    ("bc_reg_decay:5", {"track": True}),
+    ("tg:1", {}),
+)  # row and flags
 
 
 @dataclass
@@ -28,9 +40,7 @@ class Args:
     """How many kills, and of what."""
 
     kills: int = 100
-    """SIGKILLs over all rows"""
-    rows: tuple[str, ...] = ("ta:1", "bc", "bc_reg_decay:5", "tg:1")
-    """rows of the README's table, one of each script"""
+    """SIGKILLs over all cases"""
     env_id: str = "cartpole-swingup"
     """task"""
     num_workers: int = 0
@@ -39,53 +49,78 @@ class Args:
     """seed of the moments; default: a random one, which is printed"""
 
 
-def start(row: str, args: Args, folder: Path, checkpoint_every: int) -> multiprocessing.Process:
-    """Start or continue a run in a forked process, which needs no new imports."""
-    name, own = ROWS[row]
-    flags = SMALL | own | {"env_id": args.env_id, "num_workers": args.num_workers, "checkpoint_every": checkpoint_every}
-    run_args = script(name).Args(run_dir=str(folder), demo_dir=str(folder.parent / "demos"), **flags)
-    child = multiprocessing.get_context("fork").Process(target=script(name).main, args=(run_args,))
-    child.start()
-    return child
+def kill_somewhere(child: multiprocessing.Process, run_dir: Path, rng: random.Random) -> bool:
+    """SIGKILL a run a few checkpoints after its start and a moment later; returns whether it was still running.
+
+    Counting checkpoints rather than seconds reaches every part of a run on a machine of any speed.
+    """
+    path, last, left = run_dir / "checkpoint.pt", None, rng.randrange(6)
+    moment = rng.random() * (0.15 if left > 0 else 1.0)  # seconds; reading what a run goes on from takes most of one
+    while left > 0 and child.exitcode is None:
+        child.join(0.005)
+        written = path.stat().st_mtime_ns if path.exists() else last
+        left, last = left - (last is not None and written != last), written
+    child.join(moment)
+    if child.exitcode is not None:
+        return False
+    os.kill(child.pid, signal.SIGKILL)
+    child.join()
+    return True
 
 
-def torment(row: str, args: Args, kills: int, rng: random.Random, folder: Path) -> tuple[collections.Counter, int, int]:
-    """Kill runs of one row `kills` times; returns the kills per phase, the runs, and how many of them were equal."""
-    alone = start(row, args, folder / "alone", 15)
-    alone.join()
-    if alone.exitcode != 0:
-        sys.exit(f"{row}: the run that was left alone failed")
-    expected, phases, runs, equal = result(folder / "alone"), collections.Counter(), 0, 0
-    while phases.total() < kills:
+def place(run_dir: Path) -> str:
+    """Where a run was at its last checkpoint, in words."""
+    for name in ("checkpoint.pt", "checkpoint_previous.pt"):
+        try:
+            content = files.load_torch(run_dir / name, "checkpoint")
+        except UserError:
+            continue
+        if content["cycle"] > 0:
+            return f"cycle {content['cycle']}"
+        return "cloning" if content["step"] < SMALL["bc_steps"] else "critic evaluation"
+    return "before its first checkpoint"
+
+
+def torment(
+    row: str, flags: dict[str, object], kills: int, rng: random.Random, folder: Path
+) -> tuple[collections.Counter, int, int]:
+    """Kill runs of one case `kills` times; returns the kills per place, the runs, and how many of them were equal."""
+    expected = result(run_row(row, folder / "alone", folder / "demos", **(flags | {"track": False})))
+    places, runs, equal = collections.Counter(), 0, 0
+    while places.total() < kills:
         run_dir = folder / f"killed_{runs}"
+        module, args = make_args(row, run_dir, folder / "demos", **flags, checkpoint_every=2)
         runs += 1
-        while True:
-            child = start(row, args, run_dir, 2)
-            if phases.total() == kills:
+        while True:  # each life in a forked process, which needs no new imports
+            child = multiprocessing.get_context("fork").Process(target=module.main, args=(args,))
+            child.start()
+            if places.total() == kills:
                 child.join()
             if child.exitcode is not None or not kill_somewhere(child, run_dir, rng):
                 break
-            phases[phase(run_dir)] += 1
+            places[place(run_dir)] += 1
         if child.exitcode != 0:
             sys.exit(f"{row}: a resumed run failed with status {child.exitcode}")
         different = differences(result(run_dir), expected)
         equal += not different
-        print(f"{row}: run {runs} after {phases.total()} kills: {different if different else 'bit-equal'}")
-    return phases, runs, equal
+        print(f"{row}, {flags}: run {runs} after {places.total()} kills: {different if different else 'bit-equal'}")
+    return places, runs, equal
 
 
 def main(args: Args) -> None:
-    """Print the seed, each end, and the kills per phase."""
+    """Print the seed, each end, and the kills per place."""
     seed = random.randrange(10**6) if args.seed is None else args.seed
-    rng, phases, runs, equal = random.Random(seed), collections.Counter(), 0, 0
+    rng, places, runs, equal = random.Random(seed), collections.Counter(), 0, 0
     print(f"seed {seed}")
     torch.set_num_threads(1)
-    for i, row in enumerate(args.rows):
-        share = (i + 1) * args.kills // len(args.rows) - i * args.kills // len(args.rows)
+    os.environ.setdefault("WANDB_MODE", "offline")
+    for i, (row, flags) in enumerate(CASES):
+        share = (i + 1) * args.kills // len(CASES) - i * args.kills // len(CASES)
+        flags = flags | {"env_id": args.env_id, "num_workers": args.num_workers}
         with tempfile.TemporaryDirectory() as folder:
-            new = torment(row, args, share, rng, Path(folder))
-        phases, runs, equal = phases + new[0], runs + new[1], equal + new[2]
-    print(f"{phases.total()} kills: " + ", ".join(f"{count} in {name}" for name, count in sorted(phases.items())))
+            new = torment(row, flags, share, rng, Path(folder))
+        places, runs, equal = places + new[0], runs + new[1], equal + new[2]
+    print(f"{places.total()} kills: " + ", ".join(f"{count} in {name}" for name, count in sorted(places.items())))
     print(f"{equal} of {runs} ends are bit-equal to the run that was left alone")
     sys.exit(equal != runs)
 

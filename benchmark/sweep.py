@@ -2,10 +2,10 @@
 
     python benchmark/sweep.py --rows bc ta_qf ta:1 bc_reg_decay:5 --seeds 1 2 3 --scale 0.02 --output runs
 
-A row may carry readings behind commas: ta_qf,beta:5. All rows of a task, teacher and seed start from one clone, which
-is made first, in a run of its own, and taken over with --pretrained. Each run has a folder under --output, with what it
-prints in a `.log` beside it. Flags behind `--` go to all runs. On a cluster, give each job one row and one seed
-instead, with --run-dir, and requeue it.
+It ends with a picture, `curves.png` in --output. A row may carry readings behind commas: ta_qf,beta:5. All rows of a
+task, teacher and seed start from one clone, which is made first, in a run of its own, and taken over with --pretrained.
+Each run has a folder under --output, with what it prints in a `.log` beside it. Flags behind `--` go to all runs. On a
+cluster, give each job one row and one seed instead, with --run-dir, and requeue it.
 """
 
 import concurrent.futures
@@ -14,6 +14,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import plot
 import rows
 import runs
 import tyro
@@ -33,7 +34,7 @@ class Args:
     rows: list[str]
     """rows of the table: bc, bc_reg, bc_reg_decay:R, between:R, ta:R, ta_qf, tg:R"""
     output: Path
-    """folder of the run folders"""
+    """folder of the run folders and of the picture"""
     env_ids: tuple[str, ...] = ("cartpole-swingup",)
     """tasks"""
     teacher: str = "expert"
@@ -76,6 +77,7 @@ def clone_of(row: str) -> str:
 def main(args: Args, more: list[str]) -> None:
     """Run all, report each that ends, and exit with status 1 if one failed."""
     clones: dict[Path, list[str]] = {}
+    finished: list[Path] = []
     jobs: dict[Path, tuple[Path, list[str]]] = {}
     for seed in args.seeds:  # all rows of a seed before the next seed: an early end leaves whole comparisons
         for env_id in args.env_ids:
@@ -84,6 +86,7 @@ def main(args: Args, more: list[str]) -> None:
                     budget = (f"{args.scale:g}", str(seed))
                     name = "__".join([env_id, rows.folder_name(row), args.teacher, str(cycles), *budget])
                     if args.results is not None and (args.results / f"{name}.json").exists():
+                        finished.append(args.results / f"{name}.json")
                         continue
                     shared = ["--env-id", env_id, "--teacher", args.teacher, "--seed", str(seed), *more]
                     shared += ["--scale", str(args.scale)]
@@ -111,6 +114,7 @@ def main(args: Args, more: list[str]) -> None:
                 tqdm.write(f"failed: {futures[future]}, see {futures[future]}.log and its clone's")
     if failed:
         sys.exit(f"{len(failed)} of {len(jobs)} runs failed; start this again to continue them.")
+    plot.main(plot.Args(runs=(*finished, *jobs), output=args.output))
 
 
 if __name__ == "__main__":

@@ -5,5 +5,9 @@ class UserError(ValueError):
     """Something the user can put right; `launch.launch` prints its one sentence instead of a traceback."""
 
 
+class Waiting(Exception):
+    """A run has stopped until somebody brings what it asked for; `launch.launch` prints its sentence."""
+
+
 class Interrupted(Exception):
     """SIGINT or SIGTERM arrived; everything that a later `--resume` needs is on the disk."""

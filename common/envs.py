@@ -18,12 +18,16 @@ os.environ.setdefault("MUJOCO_GL", "disabled")
 
 
 class EnvSpec(NamedTuple):
-    """Sizes of a task. `episode_length` is the time limit in control steps; an episode may end earlier."""
+    """Sizes of a task. `episode_length` is the time limit in control steps; an episode may end earlier.
+
+    A task that isn't `simulated` is known by its sizes alone: its episodes come from elsewhere.
+    """
 
     env_id: str
     obs_size: int
     action_size: int
     episode_length: int
+    simulated: bool = True
 
 
 @functools.cache
@@ -44,7 +48,8 @@ def _suite() -> ModuleType:
 class Env(Protocol):
     """One task. An episode is a pure function of its seed and its actions, however often the object was used before.
 
-    Your own is built as `Class()`, in this process and in workers.
+    Your own is built as `Class()`, in this process and in workers. With nothing but `spec` it stands for a task
+    without a simulator.
     """
 
     spec: EnvSpec
@@ -126,10 +131,10 @@ class ForeignEnv:
     def __init__(self, env_id: str) -> None:
         """Build the class. Raises UserError if that can't be done, or its `spec` isn't an `EnvSpec`."""
         self._env = foreign.guard(env_id, "building it", lambda: foreign.load_class(env_id)())
-        sizes = foreign.guard(env_id, "spec", lambda: [int(size) for size in self._env.spec[1:]])
+        sizes = foreign.guard(env_id, "spec", lambda: [int(size) for size in self._env.spec[1:4]])
         if len(sizes) != 3 or min(sizes) < 1:
             raise UserError(f"{env_id}: spec must be EnvSpec(env_id, obs_size, action_size, episode_length).")
-        self.spec = EnvSpec(env_id, *sizes)
+        self.spec = EnvSpec(env_id, *sizes, simulated=hasattr(self._env, "reset") and hasattr(self._env, "step"))
         self._obs = np.zeros(self.spec.obs_size, np.float32)
 
     def reset(self, seed: int, obs: np.ndarray) -> None:

@@ -1,7 +1,8 @@
 """Files that a run reads back: written atomically, verified when read, and never able to run code.
 
 `.pt` and `.npz` files are zip archives, whose checksums `torch.load` and `np.load` leave unread: here they are checked.
-JSON files carry the SHA-256 of their content as an entry.
+They don't cover the archive's directory, where a flipped bit can hide an array, so the SHA-256 of the archive is its
+comment. JSON files carry the SHA-256 of their content as an entry.
 """
 
 import hashlib
@@ -22,7 +23,8 @@ import torch
 
 from common import UserError
 
-RESTORE = "restore it from a copy, or start again in a new folder"
+RESTORE, REMAKE = "restore it from a copy, or start again in a new folder", "delete it to have it made again"
+SEAL_LENGTH = (32).to_bytes(2, "little")  # an archive's last two bytes are the length of its comment
 
 
 @contextmanager
@@ -71,8 +73,11 @@ def _read(path: Path, what: str) -> bytes:
 
 
 def _read_zip(path: Path, what: str, cure: str) -> io.BytesIO:
-    """The content of a zip archive, as `.pt` and `.npz` files are, every part's CRC checked."""
-    content = io.BytesIO(_read(path, what))
+    """The content of a zip archive, as `.pt` and `.npz` files are, its seal and every part's CRC checked."""
+    raw = _read(path, what)
+    if raw[-34:-32] == SEAL_LENGTH and hashlib.sha256(raw[:-34] + bytes(2)).digest() != raw[-32:]:
+        raise _damaged(path, what, cure, "its checksum is wrong")
+    content = io.BytesIO(raw)
     try:
         with zipfile.ZipFile(content) as archive:
             bad = archive.testzip()
@@ -84,6 +89,11 @@ def _read_zip(path: Path, what: str, cure: str) -> io.BytesIO:
     return content
 
 
+def _write_zip(path: Path, archive: bytes) -> None:
+    """Write a zip archive that has no comment, with its SHA-256 as its comment."""
+    write_atomically(path, archive[:-2] + SEAL_LENGTH + hashlib.sha256(archive).digest())
+
+
 def _damaged(path: Path, what: str, cure: str, error: Exception | str) -> UserError:
     return UserError(f"{what} {path} is damaged ({error}); {cure}.")
 
@@ -92,7 +102,7 @@ def save_torch(path: Path, content: dict[str, Any]) -> None:
     """Save tensors, numbers and strings in nested dicts and lists, as `torch.save` does, atomically."""
     buffer = io.BytesIO()
     torch.save(content, buffer)
-    write_atomically(path, buffer.getvalue())
+    _write_zip(path, buffer.getvalue())
 
 
 def load_torch(path: Path, what: str, cure: str = RESTORE) -> dict[str, Any]:
@@ -101,9 +111,10 @@ def load_torch(path: Path, what: str, cure: str = RESTORE) -> dict[str, Any]:
     Raises:
         UserError: the file is missing, truncated, fails its checksum, or holds anything but plain data.
     """
+    content = _read_zip(path, what, cure)
     try:
-        return torch.load(_read_zip(path, what, cure), map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:  # whole, but not by `save_torch`
+        return torch.load(content, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:  # whole, but not by `save_torch`
         raise _damaged(path, what, cure, "it isn't plain tensors, numbers and strings") from error
 
 
@@ -111,13 +122,14 @@ def save_arrays(path: Path, **arrays: np.ndarray) -> None:
     """Save named arrays as an uncompressed `.npz`, atomically."""
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
-    write_atomically(path, buffer.getvalue())
+    _write_zip(path, buffer.getvalue())
 
 
 def load_arrays(path: Path, what: str, cure: str = RESTORE) -> dict[str, np.ndarray]:
     """Load what `save_arrays` wrote. Raises UserError as `load_torch` does."""
+    content = _read_zip(path, what, cure)
     try:
-        with np.load(_read_zip(path, what, cure), allow_pickle=False) as archive:
+        with np.load(content, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
     except (EOFError, ValueError, AttributeError) as error:  # whole, but not by `save_arrays`
         raise _damaged(path, what, cure, "it isn't plain named arrays") from error

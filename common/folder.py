@@ -185,10 +185,6 @@ class Folder:
         for path in (path for path in paths if path.is_file()):
             files.write_atomically(self.path / path.relative_to(source), path.read_bytes())
 
-    def keep_pretrained(self) -> None:
-        """Keep the present checkpoint beside the clone, for runs that are started with `--pretrained`."""
-        files.write_atomically(self.cycle_dir(0) / "checkpoint.pt", (self.path / "checkpoint.pt").read_bytes())
-
     def origin(self) -> dict[str, Any]:
         """What a snapshot says of where it comes from."""
         return {"command": launch.command(self._args, self.script.name), "versions": versions()}

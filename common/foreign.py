@@ -35,6 +35,8 @@ def guard(name: str, doing: str, function: Callable[[], Any]) -> Any:
     path = name.rpartition(":")[0]
     try:
         return function()
+    except UserError:  # of a guard inside
+        raise
     except (Exception, SystemExit) as error:
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
         where = f" at {path}, line {lines[-1]}" if lines else ""

@@ -23,7 +23,10 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from common import Interrupted, UserError, files, foreign
+from common import Interrupted, UserError, Waiting, files, foreign
+from common.envs import EnvSpec
+
+WAITING = 75  # the exit status of a run that waits for a deployment or annotations [EX_TEMPFAIL of sysexits.h]
 
 
 class Range(NamedTuple):
@@ -47,7 +50,7 @@ class Range(NamedTuple):
 
 
 class Reference:
-    """Marks a flag that may name a file: PATH.pt or FILE.py:Class."""
+    """Marks a flag that may name a file: PATH.pt, PATH.npz or FILE.py:Class."""
 
 
 FileOrName = Annotated[str, Reference]
@@ -77,7 +80,7 @@ def checked(args: Any) -> Any:
             allowed = next((mark for mark in marks if isinstance(mark, Range)), Range())
             if value not in allowed:
                 raise UserError(f"--{name.replace('_', '-')} must be {allowed}, not {value}.")
-        if Reference in marks and (value.endswith(".pt") or foreign.is_reference(value)):
+        if Reference in marks and (value.endswith((".pt", ".npz")) or foreign.is_reference(value)):
             setattr(args, name, str(Path(value).resolve()))
     return args
 
@@ -143,6 +146,18 @@ def saved_args(args_type: type, run_dir: Path) -> Any:
         raise UserError(f"{run_dir} was written by another version of {script}: {error}.") from error
 
 
+def check_elsewhere(args: Any, env: EnvSpec, needs: str) -> None:
+    """Raise UserError if a run can't work with what comes from elsewhere as the flags say."""
+    if not env.simulated and args.deploy == "here":
+        raise UserError(f"--env-id {args.env_id} can't be simulated: --deploy elsewhere.")
+    if args.deploy == "elsewhere" and args.keep_every > 1:
+        raise UserError("--deploy elsewhere needs the files of each cycle: leave out --keep-every.")
+    if args.annotate == "elsewhere" and needs != "actions":
+        raise UserError("--annotate elsewhere is for rows that need the teacher's actions.")
+    if args.annotate == "here" and args.annotate_fraction < 1:
+        raise UserError("--annotate-fraction is for --annotate elsewhere; a teacher that is here says all.")
+
+
 def launch(args_type: type, main: Callable[[Any], Path]) -> None:
     """Parse the command line, run `main`, and turn a user's mistake into one sentence and exit status 1."""
 
@@ -159,6 +174,9 @@ def launch(args_type: type, main: Callable[[Any], Path]) -> None:
         sys.exit(128 + signal.SIGINT)
     except UserError as error:
         sys.exit(f"error: {error}")
+    except Waiting as stop:
+        print(f"waiting: {stop}")
+        sys.exit(WAITING)
     except Interrupted as stop:
         print(stop.args[0], file=sys.stderr)
         sys.exit(128 + stop.args[1])

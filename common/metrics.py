@@ -17,6 +17,19 @@ from common.rollouts import Pending
 CLOCKS = ("cycle", "actor_step", "learner_step", "pretrain_step", "wall_s")  # the first columns
 
 
+def check_login() -> None:
+    """Raise UserError if wandb would ask for a login that nobody gave."""
+    import wandb
+
+    if wandb.setup().settings.mode in ("online", "shared"):
+        try:
+            logged_in, reason = wandb.login(prompt=False, verify=False), "nobody is logged in"
+        except wandb.Error as error:  # such as a key of the wrong length
+            logged_in, reason = False, str(error)
+        if not logged_in:
+            raise UserError(f"--track: {reason}; run `wandb login`, set WANDB_MODE=offline, or leave the flag out.")
+
+
 class Metrics:
     """The file, and the lines that still wait for their evaluation."""
 

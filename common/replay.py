@@ -4,7 +4,7 @@ What never changes again is computed when a batch arrives: n-step returns, n-ste
 teacher's actions. Each observation is stored once; the bootstrap observation of a transition is an index.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -58,14 +58,17 @@ class Replay:
             "n_step_discount": torch.empty(capacity, device=device),
         }
         self._batch_ends: list[int] = []  # transition counts after each append
-        self._annotated: dict[str, int] = {}  # column -> number of batches that have it
+        self._annotated: dict[str, set[int]] = {}  # column -> the batches that have it
         self._num_episodes = 0
 
     def __len__(self) -> int:
         return self._batch_ends[-1] if self._batch_ends else 0
 
-    def append(self, episodes: Sequence[Episode]) -> None:
+    def append(self, episodes: Sequence[Episode], annotations: Mapping[str, np.ndarray] | None = None) -> None:
         """Add one batch of episodes.
+
+        Args:
+            annotations: columns that come with it, (steps of the batch, size) each, which `annotate` then needn't make.
 
         Raises:
             ValueError: the batch is empty or doesn't fit.
@@ -96,27 +99,43 @@ class Replay:
         self._columns["n_step_return"][rows] = torch.from_numpy(np.concatenate(returns))
         self._columns["n_step_discount"][rows] = torch.from_numpy(np.concatenate(discounts))
         self._batch_ends.append(at)
+        for name, values in (annotations or {}).items():
+            self._column(name, values.shape[1])[rows] = torch.from_numpy(values)
+            self._annotated.setdefault(name, set()).add(len(self._batch_ends) - 1)
 
-    def annotate(self, name: str, function: Callable[[torch.Tensor], torch.Tensor], batches: str = "new") -> None:
-        """Add or renew a column of `function(obs)`, asked in chunks of at most 4096 rows that never span batches.
+    def annotate(
+        self, name: str, function: Callable[..., torch.Tensor], batches: str = "new", columns: Sequence[str] = ("obs",)
+    ) -> None:
+        """Add or renew the column `function(*columns)`, asked in chunks of at most 4096 rows that never span batches.
 
         Args:
-            function: obs (B, obs_size) -> (B, size), the same size each time.
+            function: columns (B, .) -> (B, size), the same size each time.
             batches: "new" for the batches that don't have the column yet, "all" for every batch.
+            columns: what the function is given: obs, action, n_step_return, n_step_discount or annotations.
         """
         if batches not in ("new", "all"):
             raise ValueError(f'batches must be "new" or "all", not {batches!r}')
-        first = self._annotated.get(name, 0) if batches == "new" else 0
-        starts = [0, *self._batch_ends]
+        starts, done = [0, *self._batch_ends], self._annotated.setdefault(name, set())
         with torch.no_grad():
-            for batch in range(first, len(self._batch_ends)):
+            for batch in range(len(self._batch_ends)):
+                if batches == "new" and batch in done:
+                    continue
                 for start in range(starts[batch], starts[batch + 1], ANNOTATE_CHUNK):
                     rows = slice(start, min(start + ANNOTATE_CHUNK, starts[batch + 1]))
-                    value = function(self._obs[rows])
-                    if name not in self._columns:
-                        self._columns[name] = torch.empty(self._capacity, value.shape[1], device=self._device)
-                    self._columns[name][rows] = value
-        self._annotated[name] = len(self._batch_ends)
+                    given = [(self._obs if column == "obs" else self._columns[column])[rows] for column in columns]
+                    value = function(*given)
+                    self._column(name, value.shape[1])[rows] = value
+                done.add(batch)
+
+    def _column(self, name: str, size: int) -> torch.Tensor:
+        """The column `name`, made if there is none yet."""
+        if name not in self._columns:
+            self._columns[name] = torch.empty(self._capacity, size, device=self._device)
+        return self._columns[name]
+
+    def total(self, name: str) -> float:
+        """Sum of a column over all batches."""
+        return self._columns[name][: len(self)].sum(dtype=torch.float64).item()
 
     def sample(self, batch_size: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
         """Draw transitions uniformly with replacement, with no wait for the device.

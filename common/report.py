@@ -1,6 +1,7 @@
 """A finished run as numbers and as a picture: `report.json` and `learning_curve.png`."""
 
 import csv
+import io
 import itertools
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,15 @@ RESAMPLES = 10_000  # of a bootstrap [ours]
 MAX_CYCLE_LINES = 20  # more cycles than this are too close together in the picture to be told apart [ours]
 
 
+def resampled_means(values: np.ndarray, seed: int = 0) -> np.ndarray:
+    """Means of bootstrap resamples of `values`, (n,) -> (RESAMPLES,). Always the same resamples for the same n."""
+    rng, n, chunk = np.random.default_rng(seed), len(values), 100  # in chunks, so that memory stays small for any n
+    return np.concatenate([values[rng.integers(n, size=(chunk, n))].mean(1) for _ in range(RESAMPLES // chunk)])
+
+
 def bootstrap_interval(values: np.ndarray) -> tuple[float, float]:
-    """95 % percentile bootstrap interval of the mean of `values`, (n,). Always the same resamples for the same n."""
-    rng, n, chunk = np.random.default_rng(0), len(values), 100  # in chunks, so that memory stays small for any n
-    means = [values[rng.integers(n, size=(chunk, n))].mean(1) for _ in range(RESAMPLES // chunk)]
-    low, high = np.quantile(np.concatenate(means), [0.025, 0.975])
+    """95 % percentile bootstrap interval of the mean of `values`, (n,)."""
+    low, high = np.quantile(resampled_means(values), [0.025, 0.975])
     return float(low), float(high)
 
 
@@ -86,14 +91,21 @@ def falls(evaluations: list[np.ndarray]) -> dict[str, int]:
     return {"count": sum(bool(change.mean() < 0) for change in changes), "significant": sum(below)}
 
 
+def deployed_falls(deployments: list[np.ndarray]) -> dict[str, int]:
+    """As `falls`, from the returns of consecutive deployments, which aren't paired: each is resampled by itself."""
+    pairs = list(itertools.pairwise(deployments))
+    below = [np.quantile(resampled_means(b, 1) - resampled_means(a), 0.975) < 0 for a, b in pairs]
+    return {"count": sum(bool(b.mean() < a.mean()) for a, b in pairs), "significant": int(sum(below))}
+
+
 def _read_evaluations(run_dir: Path) -> dict[int, tuple[int, np.ndarray]]:
-    """Learner step and noise-free returns of every evaluated cycle, in order."""
+    """Learner step and noise-free returns of every evaluated cycle, in order; none without a simulator."""
     evaluations = {}
     for path in sorted(run_dir.glob("cycle_*/evaluation.json")):
-        content = files.load_json(path, "evaluation")
+        content = files.load_json(path, "evaluation", files.REMAKE)
         evaluations[content["cycle"]] = (content["learner_step"], np.array(content["returns"], np.float64))
     evaluations = dict(sorted(evaluations.items()))
-    if 0 not in evaluations:
+    if evaluations and 0 not in evaluations:
         raise UserError(f"{run_dir} has no cycle_0000/evaluation.json, so there is nothing to compare its cycles with.")
     if len({len(returns) for _, returns in evaluations.values()}) > 1:
         raise UserError(f"the evaluations of {run_dir} have different numbers of episodes, so they can't be paired.")
@@ -114,8 +126,9 @@ def make_report(run_dir: Path, queries: dict[str, int], seconds: dict[str, float
     """Compute everything that `report.json` says from the raw files of a run folder, write it and return it.
 
     regret = sum over deployed episodes of (teacher's mean return - episodic return); `dip` and `falls` as those
-    functions say. With thousands of cycles only some are kept; the deployed episodes of a kept cycle are then all those
-    since the kept cycle before it.
+    functions say. Without a simulator nothing is evaluated: returns and falls are then those of deployments, and the
+    teacher's return is that of its recorded episodes. With thousands of cycles only some are kept; the deployed
+    episodes of a kept cycle are then all those since the kept cycle before it.
 
     Args:
         queries: how much the teacher was asked, by what. seconds: by phase.
@@ -133,17 +146,22 @@ def make_report(run_dir: Path, queries: dict[str, int], seconds: dict[str, float
         returns = np.array(files.load_json(run_dir / "teacher.json", "evaluation")["returns"], np.float64)
         teacher = {"name": args["teacher"], "sha256": content["teacher_sha256"], "return": summarise(returns)}
         regret = float((teacher["return"]["mean"] - deployed_return).sum())
-    start = summarise(evaluations[0][1])
-    cycles = []
-    for previous, cycle in itertools.pairwise(evaluations):
+    start = summarise(evaluations[0][1]) if evaluations else None
+    # What was kept is what was evaluated: a checkpoint in between may have written a batch into a folder of its own.
+    kept = sorted(evaluations or {0, *(int(path.name[6:]) for path in run_dir.glob("cycle_[0-9]*"))})
+    cycles, groups = [], []
+    for previous, cycle in itertools.pairwise(kept):
         group = deployed_return[(deployed_cycle > previous) & (deployed_cycle <= cycle)]
-        step, after = evaluations[cycle]
+        step, after = evaluations.get(cycle, (None, None))
+        if not evaluations:
+            step = max((int(row["learner_step"]) for row in rows if row["cycle"] == cycle), default=None)
+        groups += [group] if len(group) else []
         cycles.append(
             {
                 "cycle": cycle,
                 "learner_step": step,
                 "deployed": summarise(group) if len(group) else None,
-                "after_learning": summarise(after),
+                "after_learning": None if after is None else summarise(after),
             }
         )
     report = {
@@ -152,11 +170,12 @@ def make_report(run_dir: Path, queries: dict[str, int], seconds: dict[str, float
         "seed": args["seed"],
         "script": content["script"],
         "teacher": teacher,
-        "clone": {"return": start} if has_clone else None,
-        "final": {"return": summarise(list(evaluations.values())[-1][1])},
+        "returns": "noise-free evaluations" if evaluations else "deployments, for nothing could be evaluated",
+        "clone": {"return": start} if has_clone and evaluations else None,
+        "final": {"return": summarise(list(evaluations.values())[-1][1]) if evaluations else cycles[-1]["deployed"]},
         "cycles": cycles,
-        "dip": dip(*curve(rows), start["mean"]) if has_clone else None,
-        "falls": falls([returns for _, returns in evaluations.values()]),
+        "dip": dip(*curve(rows), start["mean"]) if has_clone and evaluations else None,
+        "falls": falls([returns for _, returns in evaluations.values()]) if evaluations else deployed_falls(groups),
         "regret": regret,
         "regret_per_episode": regret / len(deployed_return) if teacher and len(deployed_return) else None,
         "teacher_queries": queries,
@@ -181,14 +200,15 @@ def draw_learning_curve(run_dir: Path) -> Path:
 
     report = files.load_json(run_dir / "report.json", "report")
     steps, returns = curve(read_metrics(run_dir / "metrics.csv"))
-    kept = report["cycles"]
+    kept = [cycle for cycle in report["cycles"] if cycle["learner_step"] is not None]
     ends = [0] + [cycle["learner_step"] for cycle in kept]
     last, few = max([1, *steps.tolist(), *ends]), not kept or kept[-1]["cycle"] <= MAX_CYCLE_LINES
     colours = {"teacher": "black", "clone": "#009E73", "one": "#56B4E9", "ten": "#0072B2", "deployed": "#D55E00"}
     style = {"font.size": 8, "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.6}
     with pyplot.rc_context(style):
         figure, axes = pyplot.subplots(figsize=(6.5, 3.6), layout="constrained")
-        axes.plot(steps, returns, color=colours["one"], linewidth=0.5, alpha=0.7, label="evaluation, no noise")
+        if len(returns) > 0:
+            axes.plot(steps, returns, color=colours["one"], linewidth=0.5, alpha=0.7, label="evaluation, no noise")
         if len(returns) > DIP_EVALUATIONS:
             mean = np.lib.stride_tricks.sliding_window_view(returns, DIP_EVALUATIONS).mean(1)
             label = f"mean of {DIP_EVALUATIONS} evaluations"
@@ -204,7 +224,8 @@ def draw_learning_curve(run_dir: Path) -> Path:
             dashes = (5 if who == "clone" else 0, (5, 5))
             axes.axhline(level, color=colours[who], linestyle=dashes, linewidth=1)
         low, high = axes.get_ylim()
-        axes.set(xlim=(-0.015 * last, last), ylim=(0 if returns.min(initial=0) >= 0 else low, high))
+        room = 0.02 * (high - min(low, 0))  # a curve at 0 is seen above the axis
+        axes.set(xlim=(-0.015 * last, last), ylim=(-room if returns.min(initial=0) >= 0 else low, high))
         gap = 0.05 * np.diff(axes.get_ylim()).item()  # the height of a label
         push = max(0.0, gap - (levels[-1][0] - levels[0][0])) / 2 if len(levels) == 2 else 0.0
         beside = {"xytext": (4, 0), "textcoords": "offset points", "va": "center", "annotation_clip": False}
@@ -220,6 +241,8 @@ def draw_learning_curve(run_dir: Path) -> Path:
         axes.set(xlabel="learner steps", ylabel="episodic return")
         figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=7)
         figure.suptitle(f"{report['env_id']}, {report['row']}, seed {report['seed']}", fontsize=8)
-        figure.savefig(run_dir / "learning_curve.png", dpi=200)
+        picture = io.BytesIO()
+        figure.savefig(picture, dpi=200)
         pyplot.close(figure)
+    files.write_atomically(run_dir / "learning_curve.png", picture.getvalue())
     return run_dir / "learning_curve.png"

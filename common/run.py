@@ -5,6 +5,7 @@ counts on from it, and `deploy` reads back the batches before it.
 """
 
 import contextlib
+import shlex
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,11 +16,22 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from common import UserError, checkpoint, evaluate, files, progress, report, rollouts, snapshots, teachers
+from common import (
+    UserError,
+    checkpoint,
+    elsewhere,
+    evaluate,
+    files,
+    metrics,
+    progress,
+    report,
+    rollouts,
+    snapshots,
+    teachers,
+)  # fmt: skip
 from common.envs import EnvSpec
 from common.folder import Folder
 from common.interrupt import Interrupt
-from common.metrics import Metrics
 from common.rollouts import Actor, Episode
 from common.teachers import Teacher
 from common.workers import Workers
@@ -51,6 +63,8 @@ class Run:
             UserError: the folder can't be written, is in use, or holds another run; or `--pretrained` doesn't fit.
         """
         self._watch = progress.Stopwatch()
+        if args.track:
+            metrics.check_login()
         if args.capture_video:
             evaluate.check_can_film(env.env_id)
         self.args, self.row, self.env, self.teacher = args, row, env, teacher
@@ -63,18 +77,19 @@ class Run:
         self.dir = self._folder.path
         if not self._folder.is_new:
             self._saved = checkpoint.load(self.dir, self._folder.run_id)
-        elif args.pretrained is not None:
+        if self._saved is None and args.pretrained is not None:
             self._saved, borrowed = checkpoint.load_pretrained(Path(args.pretrained), args, sha256, after_pretraining)
             self._folder.copy_cycle_0(Path(args.pretrained))
         self._folder.begin()
         saved = self._saved or {"metrics": None, "wall_s": 0.0, "wandb_id": None}
         self._watch.before, self._wandb_id = saved["wall_s"], saved["wandb_id"]
-        self._metrics = Metrics(self.dir / "metrics.csv", keys, saved["metrics"])
+        self._metrics = metrics.Metrics(self.dir / "metrics.csv", keys, saved["metrics"])
         if args.track:
             self._wandb_id = self._metrics.start_wandb(self._wandb_id, args, row)
         self._metrics.borrow(borrowed)
         self._workers = Workers(env, args.num_workers, ray_address=args.ray_address)
-        self._interrupt = Interrupt(f"go on with: python {script} --resume {self.dir}")
+        again = shlex.join(["python", script, "--resume", str(self.dir.resolve())])  # true in any folder
+        self._interrupt = Interrupt(f"go on with: {again}")
 
     def __enter__(self) -> "Run":
         self._interrupt.start()
@@ -140,8 +155,6 @@ class Run:
         self.cycle, self.step = self.cycle + 1, self._learner_step
         if kept:
             self._save_checkpoint()
-        if self.cycle == 1:
-            self._folder.keep_pretrained()
 
     def _save_checkpoint(self) -> None:
         """Save everything as it is before `self.step` of this cycle, and end the run if a signal has arrived."""
@@ -153,7 +166,10 @@ class Run:
             content = {"run": self._folder.run_id, "cycle": self.cycle, "step": self.step, "wall_s": self._watch.total}
             content |= {"state": checkpoint.collect(self._parts), "seconds": self._watch.seconds}
             content |= {"metrics": self._metrics.place(), "last_return": self._metrics.last_return}
-            checkpoint.save(self.dir, content | {"wandb_id": self._wandb_id})
+            content |= {"wandb_id": self._wandb_id}
+            if (self.cycle, self.step) == (1, 0):  # for runs with --pretrained; first, for the next line ends cycle 0
+                files.save_torch(self._folder.cycle_dir(0) / checkpoint.NEWEST, content)
+            checkpoint.save(self.dir, content)
         self._interrupt.check()
 
     def watch(self, value: torch.Tensor, step: int) -> None:
@@ -165,40 +181,68 @@ class Run:
 
     def _check_finite(self) -> None:
         if self._bad_step is not None and (step := int(self._bad_step)) >= 0:
+            path = self.dir / checkpoint.NEWEST
+            good = path if path.exists() else "its start"
             raise UserError(
                 f"a loss or gradient of cycle {self.cycle} stopped being finite at step {step}, by what the script or "
-                f"teacher {self.args.teacher} computes; the last good state is {self.dir / checkpoint.NEWEST}."
+                f"teacher {self.args.teacher} computes; the last good state is {good}."
             )
 
     # ---- episodes
 
-    def demonstrations(self) -> list[Episode]:
-        """The teacher's episodes, made once and cached in `--demo-dir`."""
+    def demonstrations(self) -> tuple[list[Episode], dict[str, np.ndarray]]:
+        """The teacher's episodes, made once and cached in `--demo-dir`, and what is known of them.
+
+        Of recorded episodes that is `teacher_action`, what was meant, (their steps, action_size); others can be asked.
+        """
         with self.timed("demonstrations"):
             where = Path(self.args.demo_dir)
             num_episodes, sigma = self.args.demo_episodes, self.args.demo_sigma
-            return teachers.demonstrations(self.teacher, self.env, num_episodes, sigma, where, self._workers)
+            episodes = teachers.demonstrations(self.teacher, self.env, num_episodes, sigma, where, self._workers)
+        if isinstance(self.teacher, teachers.Recorded):
+            return episodes, {"teacher_action": self.teacher.intended[: rollouts.num_steps(episodes)]}
+        return episodes, {}
 
     def score_teacher(self) -> float:
-        """The teacher's mean noise-free return on the report's start seeds, kept in `teacher.json`."""
-        return float(np.mean(self._score(self.dir / "teacher.json", self.teacher.action, 0, 0)))
+        """The teacher's mean noise-free return on the report's start seeds, or of its recorded episodes.
 
-    def deploy(self, cycle: int, policy: Actor, sigma: float, actor_steps: int) -> list[Episode]:
+        It is kept in `teacher.json`.
+        """
+        path = self.dir / "teacher.json"
+        if isinstance(self.teacher, teachers.Recorded):
+            returns = [episode.episodic_return for episode in self.demonstrations()[0]]
+            files.save_json(path, {"cycle": 0, "learner_step": 0, "returns": returns})
+        return float(np.mean(self._score(path, self.teacher.action, 0, 0)))
+
+    def deploy(
+        self, cycle: int, policy: torch.nn.Module, sigma: float, actor_steps: int
+    ) -> tuple[list[Episode], dict[str, np.ndarray]]:
         """Run whole episodes with a fixed policy until there are `actor_steps` in all, or read back those of a cycle.
 
+        With `--deploy elsewhere` somebody else runs them; with `--annotate elsewhere` they come with annotations.
+
         Raises:
+            Waiting: what somebody else has to bring isn't there yet.
             UserError: a batch of a past cycle is lost or damaged, or the policy or the environment returned nonsense.
         """
         with self.timed("deploying"):
             episodes, self.sps = self._folder.read_batch(cycle, must_exist=cycle < self.cycle), None
-            if episodes is None:
+            missing, folder = actor_steps - self.actor_step, self._folder.cycle_dir(cycle)
+            if episodes is None and self.args.deploy == "elsewhere":
+                episodes = elsewhere.deployed(folder, policy, sigma, self.env, missing)
+                self._folder.add_batch(cycle, episodes)
+            elif episodes is None:
                 began, stream = time.perf_counter(), (self.args.seed, rollouts.DEPLOY, cycle)
-                missing, desc = actor_steps - self.actor_step, f"cycle {cycle}, deploying"
-                episodes = self._workers.steps(policy, sigma, stream, missing, desc)
+                episodes = self._workers.steps(policy, sigma, stream, missing, f"cycle {cycle}, deploying")
                 self.sps = rollouts.num_steps(episodes) / (time.perf_counter() - began)
                 self._folder.add_batch(cycle, episodes)
+            annotations = {}
+            if self.args.annotate == "elsewhere":
+                stream, fraction = (self.args.seed, rollouts.ANNOTATE, cycle), self.args.annotate_fraction
+                run_id = self._folder.run_id
+                annotations = elsewhere.annotated(folder, run_id, episodes, self.env, fraction, stream)
         self.actor_step += rollouts.num_steps(episodes)
-        return episodes
+        return episodes, annotations
 
     def _score(self, path: Path, actor: Actor, cycle: int, learner_step: int) -> list[float]:
         """Noise-free returns, kept in `path`, of episodes with the same start seeds for every cycle and method."""
@@ -208,19 +252,20 @@ class Run:
                 episodes = self._workers.episodes(actor, 0.0, stream, indices, f"scoring {path.parent.name}")
             returns = [episode.episodic_return for episode in episodes]
             files.save_json(path, {"cycle": cycle, "learner_step": learner_step, "returns": returns})
-        return files.load_json(path, "evaluation", "delete it to have it made again")["returns"]
+        return files.load_json(path, "evaluation", files.REMAKE)["returns"]
 
     def _keep_policy(self, policy: torch.nn.Module, critic: torch.nn.Module) -> None:
         """Save this cycle's policy as a snapshot, score it, and film it if asked to."""
         folder = self._folder.cycle_dir(self.cycle)
-        returns = self._score(folder / "evaluation.json", policy, self.cycle, self._learner_step)
         metadata = {"cycle": self.cycle, "row": self.row, "seed": self.args.seed} | self._folder.origin()
         metadata |= {"actor_step": self.actor_step, "learner_step": self._learner_step}
-        metadata |= {"score": float(np.mean(returns)), "score_episodes": len(returns)}
+        if self.env.simulated:
+            returns = self._score(folder / "evaluation.json", policy, self.cycle, self._learner_step)
+            metadata |= {"score": float(np.mean(returns)), "score_episodes": len(returns)}
+            name = "clone" if self.cycle == 0 and self.teacher is not None else f"cycle {self.cycle}"
+            tqdm.write(f"{name}: mean return {np.mean(returns):.1f} of {len(returns)} episodes")
         with self.timed("writing"):
             snapshots.save(folder / "snapshot.pt", self.env, policy, critic, metadata)
-        name = "clone" if self.cycle == 0 and self.teacher is not None else f"cycle {self.cycle}"
-        tqdm.write(f"{name}: mean return {np.mean(returns):.1f} of {len(returns)} episodes")
         if self.args.capture_video:
             evaluate.film_apart(folder / "snapshot.pt", folder / "video.gif")
 
@@ -228,11 +273,11 @@ class Run:
         """Say if a kept policy is lost or damaged, and score it again if only its evaluation is lost."""
         try:
             metadata = files.load_torch(folder / "snapshot.pt", "policy snapshot")["metadata"]
-            if not (folder / "evaluation.json").exists():
+            if self.env.simulated and not (folder / "evaluation.json").exists():
                 actor = snapshots.load(folder / "snapshot.pt", torch.device("cpu")).action
                 self._score(folder / "evaluation.json", actor, metadata["cycle"], metadata["learner_step"])
         except UserError as error:
-            if not (folder / "evaluation.json").exists():
+            if self.env.simulated and not (folder / "evaluation.json").exists():
                 raise
             tqdm.write(str(error))
 
@@ -259,7 +304,7 @@ class Run:
         clock |= {"pretrain_step": step if self.cycle == 0 else None, "wall_s": round(self._watch.total, 3)}
         pending = None
         with self.timed("waiting for evaluations"):
-            if evaluate is not None and self.args.eval_episodes > 0:
+            if evaluate is not None and self.args.eval_episodes > 0 and self.env.simulated:
                 self._metrics.wait_for_evaluations(at_most=2 * self._workers.num_workers)
                 stream = (self.args.seed, rollouts.EVALUATE, -(-step // self.args.eval_every))
                 pending = self._workers.submit(evaluate, 0.0, stream, range(self.args.eval_episodes))
@@ -275,6 +320,8 @@ class Run:
         """
         with self.timed("report"):
             self._metrics.flush(wait=True)
+            if self.teacher is not None:
+                self.score_teacher()  # if that is lost
             for cycle in filter(self._folder.kept, range(self.args.num_cycles + 1)):
                 self._check_policy(self._folder.cycle_dir(cycle))
             content = report.make_report(self.dir, queries, self._watch.seconds)

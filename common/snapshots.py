@@ -107,7 +107,7 @@ def load(path: Path, device: torch.device) -> Snapshot:
     Raises:
         UserError: the file is missing, damaged, not in the snapshot format, or of a policy that the format can't be.
     """
-    content = files.load_torch(path, "policy snapshot")
+    content = files.load_torch(path, "policy snapshot", "restore it from a copy")
     if "policy" in content.get("foreign", ()):
         raise UserError(
             f"{path} can't be used as a teacher, scored or filmed: its policy is another network than the format of "

@@ -1,6 +1,7 @@
 """Teachers: shipped snapshots, a snapshot file, anybody's own class, and the demonstrations they give."""
 
 import fcntl
+import hashlib
 import pickle
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from common import UserError, envs, files, foreign, rollouts, snapshots
+from common import UserError, envs, files, foreign, recorded, rollouts, snapshots
 from common.envs import EnvSpec
 from common.rollouts import Episode, pack, unpack
 from common.workers import Workers
@@ -78,11 +79,26 @@ class UserTeacher:
             raise UserError(f"{self._name}: action_gradient returned {gradient[i].tolist()} {at}.")
 
 
+class Recorded:
+    """Demonstrations from a file, by whom or what ever: they can't be asked anything."""
+
+    gives_gradients = False
+
+    def __init__(self, path: Path, env: EnvSpec) -> None:
+        """Read the file. Raises UserError as `recorded.read`."""
+        self.episodes, self.intended = recorded.read(path, env)
+        self.sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+
+    def action(self, obs: torch.Tensor) -> torch.Tensor:
+        """Raises UserError: no row that needs it takes such a teacher."""
+        raise UserError("recorded episodes give demonstrations only.")
+
+
 def load(name: str, env: EnvSpec, needs: str, device: torch.device) -> Teacher | None:
     """Find the teacher that `--teacher` names, and ask it once to see that it answers.
 
     Args:
-        name: `expert` or `mid` (shipped), PATH.pt, FILE.py:Class, or `none`.
+        name: `expert` or `mid` (shipped), PATH.pt, FILE.py:Class, recorded episodes FILE.npz, or `none`.
         needs: one of `NEEDS`.
 
     Raises:
@@ -92,6 +108,11 @@ def load(name: str, env: EnvSpec, needs: str, device: torch.device) -> Teacher |
         if needs != "nothing":
             raise UserError(f"--teacher none: this script needs a teacher that gives {needs.replace('_', ' ')}.")
         return None
+    if name.endswith(".npz"):
+        if needs in ("actions", "action_gradients"):
+            asked = needs.replace("_", " ")
+            raise UserError(f"--teacher {name}: recorded episodes give demonstrations only; this row needs {asked}.")
+        return Recorded(Path(name), env)
     if foreign.is_reference(name):
         teacher: Teacher = UserTeacher(foreign.resolve(name), env, device)
     else:
@@ -120,9 +141,14 @@ def demonstrations(
 ) -> list[Episode]:
     """Episodes of the teacher, seeded by its hash alone: one data set per teacher, cached as one file in `folder`.
 
-    A cached file that is shorter than asked is extended; one that is damaged, or of another teacher, task, noise or
-    version of dm_control or MuJoCo, is made again. Runs that need the same file at once wait for the first.
+    Recorded ones are as many as were recorded, or the first of them. A cached file that is shorter than asked is
+    extended; one that is damaged, or of another teacher, task, noise or version of dm_control or MuJoCo, is made again.
+    Runs that need the same file at once wait for the first.
     """
+    if isinstance(teacher, Recorded):
+        return teacher.episodes[:num_episodes]
+    if not env.simulated:
+        raise UserError(f"{env.env_id} can't be simulated, so its demonstrations must be recorded: --teacher FILE.npz.")
     task, stream = Path(env.env_id).name, (int(teacher.sha256, 16),)
     origin = ", ".join([task, f"teacher {teacher.sha256}", f"sigma {sigma:g}", *envs.versions(env.env_id)])
     key = f"{task.replace(':', '-')}-{teacher.sha256[:16]}-sigma{sigma:g}"

@@ -1,5 +1,8 @@
+import functools
+
 import pytest
 import torch
+from small import TOY, live, make_args, run_row
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -10,3 +13,17 @@ def one_thread():
 @pytest.fixture(scope="session")
 def demo_dir(tmp_path_factory):
     return tmp_path_factory.mktemp("demos")
+
+
+@pytest.fixture(scope="session")
+def alone(tmp_path_factory, demo_dir):
+    """A function of a row: its run on the toy task that was left alone, made once."""
+    return functools.cache(lambda row: run_row(row, tmp_path_factory.mktemp("alone") / "run", demo_dir, **TOY))
+
+
+@pytest.fixture(scope="session")
+def stopped(tmp_path_factory, demo_dir):
+    """A run of ta:1 on the toy task that was killed in cycle 2. To be copied."""
+    run_dir = tmp_path_factory.mktemp("stopped") / "run"
+    assert live("ta:1", make_args("ta:1", run_dir, demo_dir, **TOY)[1], steps=[(2, 50)]) == (2, 50)
+    return run_dir

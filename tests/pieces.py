@@ -60,7 +60,8 @@ def make_batch(seed, size=32):
 
     batch = {"obs": 2 * uniform(size, 3), "next_obs": 2 * uniform(size, 3), "action": uniform(size, 2)}
     batch |= {name: uniform(size, 2) for name in ("anchor", "teacher_action", "previous_action")}
-    return batch | {"n_step_return": 20 * uniform(size), "n_step_discount": torch.full((size,), 0.95)}
+    batch |= {"n_step_return": 20 * uniform(size), "n_step_discount": torch.full((size,), 0.95)}
+    return batch | {"annotated": torch.ones(size, 1)}
 
 
 def progress(total, cycle=0.0):

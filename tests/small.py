@@ -1,49 +1,73 @@
-"""Runs that are small but real: real dm_control, shipped teachers, every phase, two cycles."""
+"""Runs that are small but real: real dm_control, shipped teachers, every part of a run, two cycles."""
 
 import csv
 import importlib
 import json
+import multiprocessing
 import os
 import signal
 from pathlib import Path
 
 import numpy as np
+import rows
 
-from common import UserError, files
+from common import Interrupted, checkpoint, files
+from common.run import Run
 
 ROOT = Path(__file__).resolve().parent.parent
-
-SCRIPTS = ("gbrl_d4pg", "gbrl_bc_reg", "gbrl_teacher_action", "gbrl_teacher_grad")
-ROWS = {
-    "bc": ("gbrl_d4pg", {}),
-    "bc_reg": ("gbrl_bc_reg", {"method": "bc_reg", "bc_weight": 0.5}),
-    "bc_reg_decay:5": ("gbrl_bc_reg", {"method": "bc_reg_decay", "decay_rate": 5.0}),
-    "between:1": ("gbrl_bc_reg", {"method": "between", "decay_rate": 1.0}),
-    "ta:1": ("gbrl_teacher_action", {"method": "ta", "decay_rate": 1.0}),
-    "ta_qf": ("gbrl_teacher_action", {"method": "ta_qf"}),
-    "tg:1": ("gbrl_teacher_grad", {"decay_rate": 1.0}),
-}
 SMALL = {
-    "actor_steps": 3_000, "learner_steps": 61, "num_cycles": 2, "batch_size": 32, "demo_episodes": 2, "bc_steps": 40,
+    "actor_steps": 4_000, "learner_steps": 61, "num_cycles": 2, "batch_size": 32, "demo_episodes": 2, "bc_steps": 40,
     "critic_steps": 20, "eval_every": 20, "report_episodes": 2, "num_workers": 0, "checkpoint_every": 15,
 }  # fmt: skip
+# On a task and teacher of one's own all of that takes a second.
+TOY = {
+    name: f"{Path(__file__).with_name('toy.py')}:{value}"
+    for name, value in (("env_id", "Point"), ("teacher", "Pusher"))
+}
+TOY |= {"actor_steps": 400}
+RATES = {"bc_reg_decay": 5.0}  # where it isn't 1
+
+
+def _flags(name):
+    """Row `name` of the table, with a rate if it takes one: its name, its script's module and its flags."""
+    row, rate = rows.ROWS[name], RATES.get(name, 1.0)
+    flags = {flag.replace("-", "_"): value for flag, value in row.flags.items()}
+    if not row.decays:
+        return name, (row.script.removesuffix(".py"), flags)
+    return f"{name}:{rate:g}", (row.script.removesuffix(".py"), flags | {"decay_rate": rate})
+
+
+ROWS = dict(map(_flags, rows.ROWS))
+SCRIPTS = tuple(dict.fromkeys(name for name, _ in ROWS.values()))
+
+
+def own(folder, name, code):
+    """The reference of a class in a file of its own, which has the toy's classes and `code`, and `HERE`, its folder."""
+    toy = Path(__file__).with_name("toy.py").read_text()
+    (folder / "mine.py").write_text(f"import glob, os, sys, time, torch\nHERE = {str(folder)!r}\n{toy}\n{code}")
+    return f"{folder}/mine.py:{name}"
 
 
 def script(name):
     return importlib.import_module(name)
 
 
+def make_args(row, run_dir, demo_dir, **flags):
+    """The script of a row of the table, and the flags of its small run."""
+    name, own = ROWS[row]
+    return script(name), script(name).Args(run_dir=str(run_dir), demo_dir=str(demo_dir), **(SMALL | own | flags))
+
+
 def run_row(row, run_dir, demo_dir, **flags):
     """Run a row of the table in this process; returns its folder."""
-    name, own = ROWS[row]
-    args = script(name).Args(run_dir=str(run_dir), demo_dir=str(demo_dir), **(SMALL | own | flags))
-    return script(name).main(args)
+    module, args = make_args(row, run_dir, demo_dir, **flags)
+    return module.main(args)
 
 
 def metrics(run_dir):
     """metrics.csv as a list of dicts of floats, without empty cells."""
     with open(Path(run_dir) / "metrics.csv") as file:
-        return [{k: float(v) for k, v in row.items() if v != ""} for row in csv.DictReader(file)]
+        return [{k: float(v) for k, v in line.items() if v != ""} for line in csv.DictReader(file)]
 
 
 def report(run_dir):
@@ -64,7 +88,7 @@ def result(run_dir):
         snapshot = files.load_torch(path, "snapshot")
         for network in ("policy", "critic"):
             content |= {f"{path.parent.name}/{network}/{k}": v.numpy().tobytes() for k, v in snapshot[network].items()}
-    content["metrics"] = [{k: v for k, v in row.items() if k not in TIMES} for row in metrics(run_dir)]
+    content["metrics"] = [{k: v for k, v in line.items() if k not in TIMES} for line in metrics(run_dir)]
     content["report"] = {k: v for k, v in report(run_dir).items() if k not in ("seconds", "wall_s", "sha256")}
     return content
 
@@ -74,30 +98,62 @@ def differences(a, b):
     return sorted(k for k in a.keys() | b.keys() if a.get(k) != b.get(k))
 
 
-def kill_somewhere(child, run_dir, rng):
-    """SIGKILL a run a few checkpoints after its start and a moment later; returns whether it was still running.
+def live(row, args, steps=(), renames=False, seen=(), number=signal.SIGKILL):
+    """One life of a run, in a forked process, which gets a signal at a moment that isn't among those `seen`.
 
-    Counting checkpoints rather than seconds reaches every phase on a machine of any speed.
+    Moments are named by what is done, not by a clock: the ends of `steps`, pairs of cycle and step, and with `renames`
+    that before each rename of a file into its place, when its content lies beside it.
+
+    Returns:
+        The moment, or None if there was none and the run ended by itself.
     """
-    path, last, left = Path(run_dir) / "checkpoint.pt", None, rng.randrange(6)
-    moment = rng.random() * (0.15 if left > 0 else 1.0)  # seconds; reading what a run goes on from takes most of one
-    while left > 0 and child.exitcode is None:
-        child.join(0.005)
-        written = path.stat().st_mtime_ns if path.exists() else last
-        left, last = left - (last is not None and written != last), written
-    child.join(moment)
-    if child.exitcode is not None:
-        return False
-    os.kill(child.pid, signal.SIGKILL)
-    child.join()
-    return True
+    module, pipe = script(ROWS[row][0]), multiprocessing.Pipe(duplex=False)
 
+    def child():
+        honest = {function: getattr(owner, function) for owner, function in PATCHED}
+        place, moments = None, []
 
-def phase(run_dir):
-    """The phase that a run was in at its last checkpoint."""
-    for name in ("checkpoint.pt", "checkpoint_previous.pt"):
+        def arrive(*moment):
+            if moment not in seen and not moments:
+                moments.append(moment)
+                pipe[1].send(moment)
+                os.kill(os.getpid(), number)
+
+        def watch(run, value, step):
+            honest["watch"](run, value, step)
+            if (run.cycle, step) in steps:
+                arrive(run.cycle, step)
+
+        def save(folder, content):
+            nonlocal place
+            place = content["cycle"], content["step"]
+            honest["save"](folder, content)
+            place = None
+
+        def replace(source, target):
+            if renames:
+                arrive(str(target), place)
+            honest["replace"](source, target)
+
+        for (owner, name), function in zip(PATCHED, (watch, save, replace), strict=True):
+            setattr(owner, name, function)
         try:
-            return files.load_torch(Path(run_dir) / name, "checkpoint")["phase"]
-        except UserError:
-            continue
-    return "before its first checkpoint"
+            module.main(args)
+        except Interrupted as stop:
+            os._exit(128 + stop.args[1])
+
+    process = multiprocessing.get_context("fork").Process(target=child)
+    process.start()
+    process.join()
+    moment = pipe[0].recv() if pipe[0].poll() else None
+    assert process.exitcode in ((0,) if moment is None else (-number, 128 + number)), (process.exitcode, moment)
+    return moment
+
+
+PATCHED = ((Run, "watch"), (checkpoint, "save"), (os, "replace"))
+
+
+def equal(first, second):
+    """Whether episodes have the same bits."""
+    pairs = zip(first, second, strict=True)
+    return all(np.array_equal(x, y) for a, b in pairs for x, y in zip(a, b, strict=True))

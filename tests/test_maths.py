@@ -200,6 +200,7 @@ def test_annotations_are_of_the_right_policies_and_renewed_when_they_change(row)
         script.annotate(args, replay, bc_policy, previous, teacher)
     batch = replay.sample(64, torch.Generator().manual_seed(0))
     by_teacher = {"teacher_action": teacher.action, "previous_action": second_previous}
+    by_teacher |= {"annotated": lambda obs: torch.ones(len(obs), 1)}
     expected = {"bc_reg": {"anchor": bc_policy}, "bc_reg_decay": {"anchor": bc_policy}, "ta": by_teacher}
     expected |= {"between": {"anchor": second_previous}, "ta_qf": by_teacher}
     expected = expected.get(re.split("[:,]", row)[0], {})

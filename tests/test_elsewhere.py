@@ -1,0 +1,238 @@
+"""Demonstrations, deployments and annotations that come as files give what the simulator and the teacher give here."""
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from small import SMALL, TOY, differences, metrics, report, result, run_row, script
+
+from common import UserError, Waiting, envs, files, recorded, snapshots, teachers
+from common.envs import EnvSpec
+from common.workers import Workers
+
+ROOT = Path(recorded.__file__).resolve().parent.parent
+HERE, TASK = Path(__file__).resolve().parent, "cartpole-balance"
+EXPERT = teachers.SHIPPED / f"{TASK}-expert.pt"
+
+
+def example(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "examples" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def run_elsewhere(row, run_dir, demo_dir, **flags):
+    """Run a row, bringing what it asks for each time it stops; returns its folder and what it asked for, in order."""
+    other, asked = example("deploy_elsewhere"), []
+    while True:
+        try:
+            return run_row(row, run_dir, demo_dir, **(TOY | flags)), asked
+        except Waiting as stop:
+            assert f"--resume {run_dir}" in str(stop)
+            request = files.load_json(run_dir / "waiting.json", "request")
+            asked.append((request["for"], request["cycle"]))
+            assert len(asked) < 10
+            other.main(other.Args(run_dir, TOY["teacher"]))
+
+
+@pytest.mark.parametrize("row", ("bc", "ta:1"))
+def test_deployed_elsewhere_is_deployed_here(row, tmp_path, demo_dir):
+    here = run_row(row, tmp_path / "here", demo_dir, **TOY)
+    there, asked = run_elsewhere(row, tmp_path / "there", demo_dir, deploy="elsewhere")
+    assert asked == [("episodes", 1), ("episodes", 2)]
+    assert differences(result(there), result(here)) == []
+
+
+@pytest.mark.parametrize("row", ("ta:1", "ta_qf"))
+def test_annotated_by_file_is_annotated_by_asking(row, tmp_path, demo_dir):
+    here = run_row(row, tmp_path / "here", demo_dir, **TOY)
+    there, asked = run_elsewhere(row, tmp_path / "there", demo_dir, annotate="elsewhere")
+    assert asked == [("annotations", 1), ("annotations", 2)]
+    assert differences(result(there), result(here)) == []
+
+
+def test_a_share_of_the_states_is_annotated_and_counted(tmp_path, demo_dir):
+    there, _ = run_elsewhere("ta_qf", tmp_path / "run", demo_dir, annotate="elsewhere", annotate_fraction=0.25)
+    steps = metrics(there)[-1]["actor_step"]
+    assert report(there)["teacher_queries"]["states_annotated"] == round(steps / 4)
+    columns = files.load_arrays(there / "cycle_0001" / "annotated.npz", "annotations")
+    assert (
+        columns["annotated"].mean() == 0.25 and (columns["teacher_action"][columns["annotated"][:, 0] == 0] == 0).all()
+    )
+    rates = [line["teacher/q_filter_rate"] for line in metrics(there) if "teacher/q_filter_rate" in line]
+    assert rates and max(rates) <= 0.6  # no state without an answer can be better
+
+
+def test_a_state_without_an_answer_has_no_teacher_term():
+    from pieces import make_agent, make_args, make_batch
+
+    for row in ("ta:1,beta:3", "ta_qf"):
+        module, args = make_args(row)
+        agent, batch = make_agent(module, args), make_batch(0)
+        progress = module.Progress(torch.tensor(0.5), torch.tensor(0.5))
+        losses = []
+        for answer in (0.0, 0.7):  # whatever stands where nobody answered
+            batch["annotated"] = torch.zeros(len(batch["obs"]), 1)
+            batch["teacher_action"] = torch.full_like(batch["teacher_action"], answer)
+            losses.append(module.policy_loss(args, agent.policy, agent.critic, None, batch, progress)[0])
+        assert torch.equal(*losses)
+
+
+def episodes_of(teacher, env, count):
+    workers = Workers(env, 0)
+    return workers.episodes(teacher.action, 0.3, (5,), range(count), "recording")
+
+
+def test_recorded_demonstrations_are_cloned_to_what_was_meant(tmp_path, demo_dir):
+    env = envs.spec(TASK)
+    teacher = snapshots.load(EXPERT, torch.device("cpu"))
+    episodes = [episode._asdict() for episode in episodes_of(teacher, env, 2)]
+    for episode in episodes:
+        episode["intended_action"] = teacher.action(torch.from_numpy(episode["obs"][:-1])).numpy()
+    recorded.write(tmp_path / "mine.npz", episodes)
+    run_dir = run_row("bc", tmp_path / "run", demo_dir, env_id=TASK, teacher=str(tmp_path / "mine.npz"))
+    returns = [float(episode["reward"].sum(dtype=np.float64)) for episode in episodes]
+    assert report(run_dir)["teacher"]["return"]["mean"] == pytest.approx(np.mean(returns))
+    for row in ("ta_qf", "tg:1"):
+        with pytest.raises(UserError, match="recorded episodes give demonstrations only; this row needs action"):
+            run_row(row, tmp_path / "no", demo_dir, env_id=TASK, teacher=str(tmp_path / "mine.npz"))
+    module = script("gbrl_d4pg")
+    demos = module.Replay(2000, env.obs_size, env.action_size, 5, 0.99, torch.device("cpu"))
+    demos.append(*teachers_run(tmp_path / "mine.npz", env))
+    demos.annotate("teacher_action", teachers.Recorded(tmp_path / "mine.npz", env).action)  # asks nothing
+    batch = demos.sample(64, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(batch["teacher_action"], teacher.action(batch["obs"]), atol=1e-5, rtol=0)
+
+
+def teachers_run(path, env):
+    teacher = teachers.Recorded(path, env)
+    return teacher.episodes, {"teacher_action": teacher.intended}
+
+
+def spoilt(name, where, value):
+    def change(episodes):
+        episodes[1][name] = episodes[1][name].copy()
+        episodes[1][name][where] = value
+
+    return change
+
+
+BAD = {
+    "nan observation": (spoilt("obs", 7, np.nan), "obs of episode 1, step 7"),
+    "last observation": (spoilt("obs", 20, np.inf), "obs of episode 1, step 20"),
+    "far action": (spoilt("action", 3, 1.5), "action of episode 1, step 3"),
+    "nan reward": (spoilt("reward", 0, np.nan), "reward of episode 1, step 0"),
+    "negative discount": (spoilt("discount", 19, -1), "discount of episode 1, step 19"),
+    "missing": (lambda episodes: episodes[1].pop("reward"), "episode 1 lacks reward"),
+    "short": (
+        lambda episodes: episodes[1].update(obs=episodes[1]["obs"][:-1]),
+        r"episode 1 has obs of shape \(20, 3\)",
+    ),
+}
+
+
+def made_up(count=3, length=20):
+    rng = np.random.default_rng(0)
+    shapes = {"obs": (length + 1, 3), "action": (length, 2), "reward": (length,), "discount": (length,)}
+    return [{name: rng.uniform(0, 1, shape) for name, shape in shapes.items()} for _ in range(count)]
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_episode_is_named(name, tmp_path):
+    change, sentence = BAD[name]
+    episodes = made_up()
+    change(episodes)
+    with pytest.raises(UserError, match=sentence):
+        recorded.write(tmp_path / "bad.npz", episodes)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_does_not_fit_the_task_is_refused(tmp_path):
+    path = tmp_path / "mine.npz"
+    recorded.write(path, made_up())
+    episodes, intended = recorded.read(path, EnvSpec("mine", 3, 2, 20))
+    assert len(episodes) == 3 and np.array_equal(intended, np.concatenate([e.action for e in episodes]))
+    for env, sentence in ((EnvSpec("mine", 4, 2, 20), r"mine has \(4,\)"), (EnvSpec("mine", 3, 2, 10), "ends at 10")):
+        with pytest.raises(UserError, match=sentence):
+            recorded.read(path, env)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=r"mine\.npz is damaged .*; record them again"):
+        recorded.read(path, EnvSpec("mine", 3, 2, 20))
+
+
+def test_fewer_steps_than_asked_are_told_and_made_up_for(tmp_path, demo_dir, capsys):
+    """The first deployment brings one episode of two: its updates are half, the second is asked for three."""
+    flags = TOY | {"deploy": "elsewhere", "env_id": f"{HERE}/tasks.py:Walk", "actor_steps": 80, "learner_steps": 60}
+    flags["teacher"] = "none"
+    other, run_dir = example("deploy_elsewhere"), tmp_path / "run"
+    steps = []
+    for bring in (20, None):
+        with pytest.raises(Waiting):
+            run_row("bc", run_dir, demo_dir, **flags)
+        request = files.load_json(run_dir / "waiting.json", "request")
+        steps.append(request["steps"])
+        args = files.load_json(run_dir / "args.json", "arguments")["args"]
+        other.deploy(run_dir / request["folder"], args, request["cycle"], bring or request["steps"], 0)
+    run_row("bc", run_dir, demo_dir, **flags)
+    assert steps == [40, 60]
+    assert "has 20 of 40 steps" in capsys.readouterr().out
+    deployed = {line["cycle"]: line["learner_step"] for line in metrics(run_dir) if "deploy/episodic_return" in line}
+    assert deployed == {1: 0, 2: 15}  # a quarter of the steps, a quarter of the updates
+    assert metrics(run_dir)[-1]["learner_step"] == 60
+
+
+CLINIC = """
+from common.envs import EnvSpec
+
+class Clinic:
+    spec = EnvSpec("clinic", 3, 2, 20)
+"""
+
+
+def test_without_a_simulator_deployments_speak(tmp_path, demo_dir):
+    (tmp_path / "clinic.py").write_text(CLINIC)
+    recorded.write(tmp_path / "mine.npz", made_up())
+    env_id = f"{tmp_path}/clinic.py:Clinic"
+    flags = {"env_id": env_id, "teacher": str(tmp_path / "mine.npz"), "actor_steps": 80, "learner_steps": 8}
+    with pytest.raises(UserError, match="can't be simulated: --deploy elsewhere"):
+        run_row("bc", tmp_path / "run", demo_dir, **flags)
+    for cycle in (1, 2):
+        with pytest.raises(Waiting):
+            run_row("bc", tmp_path / "run", demo_dir, deploy="elsewhere", **flags)
+        policy = torch.jit.load(tmp_path / "run" / f"cycle_000{cycle}" / "policy.torchscript")
+        assert policy(torch.zeros(4, 3)).shape == (4, 2)
+        recorded.write(tmp_path / "run" / f"cycle_000{cycle}" / "episodes.npz", made_up(2))
+    run_dir = run_row("bc", tmp_path / "run", demo_dir, deploy="elsewhere", **flags)
+    content = report(run_dir)
+    assert content["returns"].startswith("deployments") and content["clone"] is None and content["dip"] is None
+    expected = np.mean([episode["reward"].sum() for episode in made_up(2)])
+    assert content["final"]["return"]["mean"] == pytest.approx(expected, rel=1e-5)
+    assert [cycle["deployed"]["episodes"] for cycle in content["cycles"]] == [2, 2]
+    assert content["falls"] == {"count": 0, "significant": 0}
+    assert (run_dir / "learning_curve.png").stat().st_size > 10_000
+
+
+def test_the_whole_loop_on_the_command_line(tmp_path, demo_dir):
+    """The README's commands: the run says what it waits for, with a status of its own."""
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in (SMALL | TOY).items()]
+    run_dir = tmp_path / "run"
+    command = [sys.executable, "gbrl_teacher_action.py", *flags, f"--demo-dir={demo_dir}"]
+    command += ["--deploy=elsewhere", "--annotate=elsewhere", f"--run-dir={run_dir}"]
+    bring = [sys.executable, "examples/deploy_elsewhere.py", run_dir, "--teacher", TOY["teacher"]]
+    resume = [sys.executable, "gbrl_teacher_action.py", "--resume", run_dir]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 75 and "waiting: deploy " in done.stdout, done.stderr
+    for _ in range(3):
+        subprocess.run(bring, cwd=ROOT, check=True, capture_output=True)
+        assert subprocess.run(resume, cwd=ROOT, capture_output=True).returncode == 75
+    subprocess.run(bring, cwd=ROOT, check=True, capture_output=True)
+    assert subprocess.run(resume, cwd=ROOT, capture_output=True).returncode == 0
+    assert report(run_dir)["row"] == "ta_qf"
