@@ -346,7 +346,8 @@ def beta(args: Args) -> float:
 
 def queries(args: Args, replay: Replay) -> dict[str, int]:
     """How much the teacher was asked while learning."""
-    return {"states_annotated": int(replay.total("annotated")), "gradients_asked": 0}
+    # A run that is continued at its end hasn't annotated its batches again.
+    return {"states_annotated": int(replay.total("annotated", default=1)), "gradients_asked": 0}
 
 
 def alpha(args: Args, progress: Progress, rate: float) -> torch.Tensor:
