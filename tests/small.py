@@ -1,5 +1,6 @@
 """Runs that are small but real: real dm_control, shipped teachers, every part of a run, two cycles."""
 
+import collections
 import csv
 import importlib
 import json
@@ -80,10 +81,10 @@ TIMES = ("wall_s", "charts/SPS", "charts/UPS")
 def result(run_dir):
     """All of a run that must be bit-equal: weights, deployed data, metrics and report without times."""
     run_dir = Path(run_dir)
-    content = {}
-    for path in sorted(run_dir.glob("cycle_*/batch.npz")):
-        with np.load(path) as arrays:
-            content |= {f"{path.parent.name}/{k}": v.tobytes() for k, v in arrays.items() if k != "run"}
+    content = collections.defaultdict(bytes)
+    for path in sorted(run_dir.glob("cycle_*/batch.npz")):  # one after the other, wherever a checkpoint cut them
+        for name, array in files.load_arrays(path, "batch").items():
+            content[f"batches/{name}"] += b"" if name == "run" else array.tobytes()
     for path in sorted(run_dir.glob("cycle_*/snapshot.pt")):
         snapshot = files.load_torch(path, "snapshot")
         for network in ("policy", "critic"):

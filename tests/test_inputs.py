@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib.metadata
-import importlib.util
 import os
 import re
 import subprocess
@@ -13,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small import SCRIPTS, SMALL, TOY, differences, own, report, result, run_row, script
+from small import SCRIPTS, SMALL, TOY, own, run_row, script
 
 from common import UserError, envs, launch, teachers
 from common.replay import Replay
@@ -126,25 +125,6 @@ def test_help_gives_every_flag_with_the_source_of_its_default(name):
 def test_the_scripts_help_prints(tmp_path):
     done = call("gbrl_teacher_action", "--help", cwd=tmp_path, COLUMNS="160", NO_COLOR="1")
     assert done.returncode == 0 and "--beta-decay" in done.stdout and "[paper 3.4]" in done.stdout
-
-
-# ---- a copy with a flag less
-
-
-def test_a_copy_without_one_of_the_flags_runs(tmp_path, demo_dir, monkeypatch):
-    text = re.sub(r"    dqda_clip: .*\n.*\n", "", Path(script("gbrl_d4pg").__file__).read_text())
-    text = text.replace("args.dqda_clip", "1.0").replace(', "dqda_clip"', "")
-    assert "dqda_clip" not in text and "dqda-clip" not in text
-    (tmp_path / "fork.py").write_text(text)
-    spec = importlib.util.spec_from_file_location("fork", tmp_path / "fork.py")
-    fork = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "fork", fork)
-    spec.loader.exec_module(fork)
-    args = fork.Args(**(SMALL | TOY), run_dir=str(tmp_path / "run"), demo_dir=str(demo_dir))
-    fork.main(args)
-    assert report(fork.main(args))["script"] == "fork.py"  # and goes on
-    equal = result(tmp_path / "run") | {"report": None}
-    assert differences(equal, result(run_row("bc", tmp_path / "trunk", demo_dir, **TOY)) | {"report": None}) == []
 
 
 # ---- a teacher of one's own
