@@ -67,16 +67,11 @@ def progress(total, cycle=0.0):
     return gbrl_d4pg.Progress(torch.tensor(total), torch.tensor(cycle))
 
 
-def save_teacher(path):
-    """Save a made-up agent as a snapshot."""
-    agent = make_agent(*make_args("bc"), seed=7)
-    snapshots.save(path, ENV, agent.policy, agent.critic, {})
-
-
 def make_teacher():
     """A snapshot as a teacher."""
+    agent = make_agent(*make_args("bc"), seed=7)
     with tempfile.TemporaryDirectory() as folder:
-        save_teacher(Path(folder) / "teacher.pt")
+        snapshots.save(Path(folder) / "teacher.pt", ENV, agent.policy, agent.critic, {})
         return snapshots.load(Path(folder) / "teacher.pt", CPU)
 
 
