@@ -8,7 +8,7 @@ from common.envs import EnvSpec
 class Point:
     """Two observations, place and speed. An episode is 20 steps, or fewer where the point leaves the line."""
 
-    spec = EnvSpec("point", 2, 1, 20)
+    spec, end = EnvSpec("point", 2, 1, 20), 1.5
 
     def reset(self, seed, obs):
         self.state, self.steps = np.random.default_rng(seed).uniform(-1, 1, 2), 0
@@ -18,8 +18,27 @@ class Point:
         place, speed = self.state
         self.state, self.steps = np.array([place + 0.2 * speed, speed + 0.2 * action[0]]), self.steps + 1
         obs[:] = self.state
-        out = abs(self.state[0]) > 1.5
+        out = abs(self.state[0]) > self.end
         return float(np.exp(-(place**2))), float(not out), bool(out or self.steps == 20)
+
+
+class Line(Point):
+    """A line without an end: always 20 steps."""
+
+    end = np.inf
+
+
+class Ledge(Point):
+    """A line that breaks in most episodes, after a number of steps that depends on the seed."""
+
+    def reset(self, seed, obs):
+        super().reset(seed, obs)
+        self.breaks = np.random.default_rng(seed).integers(1, 30)
+
+    def step(self, action, obs):
+        reward, discount, over = super().step(action, obs)
+        broken = self.steps == self.breaks
+        return reward, float(discount and not broken), bool(over or broken)
 
 
 class Pusher:
