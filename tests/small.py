@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import signal
+from multiprocessing import forkserver
 from pathlib import Path
 
 import numpy as np
@@ -111,6 +112,7 @@ def live(row, args, steps=(), renames=False, seen=(), number=signal.SIGKILL):
     module, pipe = script(ROWS[row][0]), multiprocessing.Pipe(duplex=False)
 
     def child():
+        forkserver._forkserver.__init__()  # the parent's can start no workers here
         honest = {function: getattr(owner, function) for owner, function in PATCHED}
         place, moments = None, []
 
