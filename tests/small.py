@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import rows
 
-from common import Interrupted, checkpoint, files
+from common import Interrupted, checkpoint, files, rollouts
 from common.run import Run
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -83,9 +83,10 @@ def result(run_dir):
     """All of a run that must be bit-equal: weights, deployed data, metrics and report without times."""
     run_dir = Path(run_dir)
     content = collections.defaultdict(bytes)
-    for path in sorted(run_dir.glob("cycle_*/batch.npz")):  # one after the other, wherever a checkpoint cut them
-        for name, array in files.load_arrays(path, "batch").items():
-            content[f"batches/{name}"] += b"" if name == "run" else array.tobytes()
+    for path in sorted(run_dir.glob("cycle_*/batch.npz")):  # by cycle, in whichever file a checkpoint put it
+        for episode, cycle in zip(*rollouts.unpack(files.load_arrays(path, "batch")), strict=True):
+            for name, array in episode._asdict().items():
+                content[f"cycle_{cycle:04d}/{name}"] += array.tobytes()
     for path in sorted(run_dir.glob("cycle_*/snapshot.pt")):
         snapshot = files.load_torch(path, "snapshot")
         for network in ("policy", "critic"):

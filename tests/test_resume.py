@@ -21,7 +21,7 @@ ONLINE = {"teacher": "none", "num_cycles": 20, "keep_every": 3}
 ONLINE_STEPS = [(cycle, step) for cycle in range(1, 21) for step in range(7, 61, 10)]
 ENDS = {  # row, flags, how it is ended, and at how many moments at least
     "killed": ("ta:1", {}, {"renames": True}, 40),
-    "signalled": ("bc_reg_decay:5", {"demos_in_replay": True}, {"renames": True, "number": signal.SIGTERM}, 40),
+    "signalled": ("bc_reg_decay:5", {"demos_in_replay": True}, {"renames": True, "number": signal.SIGTERM}, 25),
     "online": ("bc", ONLINE, {"renames": True, "steps": ONLINE_STEPS}, 50),
     "online, signalled": ("bc", ONLINE, {"steps": ONLINE_STEPS, "number": signal.SIGTERM}, 6),
     "tracked, in workers": ("ta_qf", {"track": True, "num_workers": 1}, {"steps": ((0, 50), (2, 60))}, 2),
