@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import rows
 
-from common import Interrupted, checkpoint, files
+from common import Interrupted, checkpoint, files, rollouts
 from common.run import Run
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -21,12 +21,8 @@ SMALL = {
     "actor_steps": 4_000, "learner_steps": 61, "num_cycles": 2, "batch_size": 32, "demo_episodes": 2, "bc_steps": 40,
     "critic_steps": 20, "eval_every": 20, "report_episodes": 2, "num_workers": 0, "checkpoint_every": 15,
 }  # fmt: skip
-# On a task and teacher of one's own all of that takes a second.
-TOY = {
-    name: f"{Path(__file__).with_name('toy.py')}:{value}"
-    for name, value in (("env_id", "Point"), ("teacher", "Pusher"))
-}
-TOY |= {"actor_steps": 400}
+TASKS = Path(__file__).with_name("tasks.py")
+TOY = {"env_id": f"{TASKS}:Falls", "teacher": f"{TASKS}:Pusher", "actor_steps": 400}  # with these it takes a second
 RATES = {"bc_reg_decay": 5.0}  # where it isn't 1
 
 
@@ -44,9 +40,9 @@ SCRIPTS = tuple(dict.fromkeys(name for name, _ in ROWS.values()))
 
 
 def own(folder, name, code):
-    """The reference of a class in a file of its own, which has the toy's classes and `code`, and `HERE`, its folder."""
-    toy = Path(__file__).with_name("toy.py").read_text()
-    (folder / "mine.py").write_text(f"import glob, os, sys, time, torch\nHERE = {str(folder)!r}\n{toy}\n{code}")
+    """The reference of a class in a file of its own, which has `tasks.py` and `code`, and `HERE`, its folder."""
+    names = f"import glob, os, sys, time, torch\nHERE = {str(folder)!r}\n"
+    (folder / "mine.py").write_text(f"{names}{TASKS.read_text()}\n{code}")
     return f"{folder}/mine.py:{name}"
 
 
@@ -83,9 +79,10 @@ def result(run_dir):
     """All of a run that must be bit-equal: weights, deployed data, metrics and report without times."""
     run_dir = Path(run_dir)
     content = collections.defaultdict(bytes)
-    for path in sorted(run_dir.glob("cycle_*/batch.npz")):  # one after the other, wherever a checkpoint cut them
-        for name, array in files.load_arrays(path, "batch").items():
-            content[f"batches/{name}"] += b"" if name == "run" else array.tobytes()
+    for path in sorted(run_dir.glob("cycle_*/batch.npz")):  # by cycle, in whichever file a checkpoint put it
+        for episode, cycle in zip(*rollouts.unpack(files.load_arrays(path, "batch")), strict=True):
+            for name, array in episode._asdict().items():
+                content[f"cycle_{cycle:04d}/{name}"] += array.tobytes()
     for path in sorted(run_dir.glob("cycle_*/snapshot.pt")):
         snapshot = files.load_torch(path, "snapshot")
         for network in ("policy", "critic"):

@@ -1,4 +1,4 @@
-"""Made-up tasks that take microseconds, for --env-id tests/tasks.py:Class."""
+"""Made-up tasks that take microseconds, for --env-id tests/tasks.py:Class, and a teacher of one's own."""
 
 import numpy as np
 
@@ -30,3 +30,16 @@ class Falls(Walk):
         reward, discount, over = super().step(action, obs)
         fallen = self._rng.random() < 0.02 + 0.1 * np.abs(action).mean()
         return reward, 0.0 if fallen else discount, fallen or over
+
+
+class Pusher:
+    """Pushes back, and its gradient leads to its own action."""
+
+    def __init__(self, env_id, device):
+        pass
+
+    def action(self, obs):
+        return -obs[:, :2].clamp(-1, 1)
+
+    def action_gradient(self, obs, action):
+        return self.action(obs) - action
