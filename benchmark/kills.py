@@ -8,6 +8,7 @@ differs. The tests kill at every file and at chosen steps instead, so that their
 """
 
 import collections
+import contextlib
 import multiprocessing
 import os
 import random
@@ -58,8 +59,9 @@ def kill_somewhere(child: multiprocessing.Process, run_dir: Path, rng: random.Ra
     moment = rng.random() * (0.15 if left > 0 else 1.0)  # seconds; reading what a run goes on from takes most of one
     while left > 0 and child.exitcode is None:
         child.join(0.005)
-        written = path.stat().st_mtime_ns if path.exists() else last
-        left, last = left - (last is not None and written != last), written
+        with contextlib.suppress(FileNotFoundError):  # there is none yet, or one is about to take its place
+            written = path.stat().st_mtime_ns
+            left, last = left - (last is not None and written != last), written
     child.join(moment)
     if child.exitcode is not None:
         return False

@@ -25,7 +25,7 @@ CPU = torch.device("cpu")
 
 
 def test_a_full_disk_is_a_sentence_and_the_run_goes_on_once_there_is_room(alone, tmp_path, monkeypatch):
-    folder, tries, honest = tmp_path / "run", collections.Counter(), os.fsync
+    folder, tries, honest, expected = tmp_path / "run", collections.Counter(), os.fsync, result(alone("ta:1"))
 
     def fsync(handle):
         name = Path(os.readlink(f"/proc/self/fd/{handle}")).name.rpartition(".tmp")[0].rpartition(".")[0]
@@ -48,7 +48,7 @@ def test_a_full_disk_is_a_sentence_and_the_run_goes_on_once_there_is_room(alone,
     assert all(str(tmp_path) in s and "(No space left on device)" in s and "--resume" in s for s in sentences)
     names = {Path(sentence.split()[0]).name for sentence in sentences}
     assert {"args.json", "checkpoint.pt", "batch.npz", "snapshot.pt", "evaluation.json", "learning_curve.png"} <= names
-    assert differences(result(folder), result(alone("ta:1"))) == []
+    assert differences(result(folder), expected) == []
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
