@@ -110,8 +110,7 @@ def live(row, args, steps=(), renames=False, seen=(), number=signal.SIGKILL):
 
     def child():
         forkserver._forkserver.__init__()  # the parent's can start no workers here
-        honest = {function: getattr(owner, function) for owner, function in PATCHED}
-        place, moments = None, []
+        watch, save, replace, place, moments = Run.watch, checkpoint.save, os.replace, [None], []
 
         def arrive(*moment):
             if moment not in seen and not moments:
@@ -119,24 +118,22 @@ def live(row, args, steps=(), renames=False, seen=(), number=signal.SIGKILL):
                 pipe[1].send(moment)
                 os.kill(os.getpid(), number)
 
-        def watch(run, value, step):
-            honest["watch"](run, value, step)
+        def watch_and_arrive(run, value, step):
+            watch(run, value, step)
             if (run.cycle, step) in steps:
                 arrive(run.cycle, step)
 
-        def save(folder, content):
-            nonlocal place
-            place = content["cycle"], content["step"]
-            honest["save"](folder, content)
-            place = None
+        def place_and_save(folder, content):
+            place[0] = content["cycle"], content["step"]
+            save(folder, content)
+            place[0] = None
 
-        def replace(source, target):
+        def arrive_and_replace(source, target):
             if renames:
-                arrive(str(target), place)
-            honest["replace"](source, target)
+                arrive(str(target), place[0])
+            replace(source, target)
 
-        for (owner, name), function in zip(PATCHED, (watch, save, replace), strict=True):
-            setattr(owner, name, function)
+        Run.watch, checkpoint.save, os.replace = watch_and_arrive, place_and_save, arrive_and_replace
         try:
             module.main(args)
         except Interrupted as stop:
@@ -148,9 +145,6 @@ def live(row, args, steps=(), renames=False, seen=(), number=signal.SIGKILL):
     moment = pipe[0].recv() if pipe[0].poll() else None
     assert process.exitcode in ((0,) if moment is None else (-number, 128 + number)), (process.exitcode, moment)
     return moment
-
-
-PATCHED = ((Run, "watch"), (checkpoint, "save"), (os, "replace"))
 
 
 def equal(first, second):
