@@ -70,7 +70,7 @@ def kill_somewhere(child: multiprocessing.Process, run_dir: Path, rng: random.Ra
     return True
 
 
-def place(run_dir: Path) -> str:
+def place(run_dir: Path, num_cycles: int) -> str:
     """Where a run was at its last checkpoint, in words."""
     for name in ("checkpoint.pt", "checkpoint_previous.pt"):
         try:
@@ -78,7 +78,7 @@ def place(run_dir: Path) -> str:
         except UserError:
             continue
         if content["cycle"] > 0:
-            return f"cycle {content['cycle']}"
+            return f"cycle {content['cycle']}" if content["cycle"] <= num_cycles else "its report"
         return "cloning" if content["step"] < SMALL["bc_steps"] else "critic evaluation"
     return "before its first checkpoint"
 
@@ -100,7 +100,7 @@ def torment(
                 child.join()
             if child.exitcode is not None or not kill_somewhere(child, run_dir, rng):
                 break
-            places[place(run_dir)] += 1
+            places[place(run_dir, args.num_cycles)] += 1
         if child.exitcode != 0:
             sys.exit(f"{row}: a resumed run failed with status {child.exitcode}")
         different = differences(result(run_dir), expected)
