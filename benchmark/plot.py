@@ -432,7 +432,8 @@ def main(args: Args) -> None:
         if not panels:
             raise UserError("no panel has a task with runs of all its rows.")
         titled = {title(panel).replace("teacher, ", "teacher\n"): rows for panel, rows in panels.items()}
-        draw_curves(args.output / "curves.png", titled)
+        tasks = {run.env_id for run in loaded}
+        draw_curves(args.output / "curves.png", titled, heading=tasks.pop() if len(tasks) == 1 else "")
         write_curves(args.output / "curves.csv", panels)
         lines = summarise(panels)
         write_csv(args.output / "summary.csv", lines)

@@ -9,6 +9,7 @@ cluster, give each job one row and one seed instead, with --run-dir, and requeue
 """
 
 import concurrent.futures
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -76,6 +77,8 @@ def clone_of(row: str) -> str:
 
 def main(args: Args, more: list[str]) -> None:
     """Run all, report each that ends, and exit with status 1 if one failed."""
+    if not any(word.startswith("--num-workers") for word in more):  # a learner and its workers share the processors
+        more = [*more, "--num-workers", str(max(0, (os.cpu_count() or 1) // args.parallel - 1))]
     clones: dict[Path, list[str]] = {}
     finished: list[Path] = []
     jobs: dict[Path, tuple[Path, list[str]]] = {}

@@ -10,12 +10,11 @@ import torch
 import tyro
 
 import gbrl_d4pg
-from common import envs, snapshots
+from common import snapshots
 from common.envs import EnvSpec
 from common.run import Run
 
 CPU = torch.device("cpu")
-TASKS = Path(__file__).with_name("tasks.py")  # made-up tasks, for whole runs
 ENV = EnvSpec("made-up", 3, 2, 20)
 SCRIPTS = tuple(importlib.import_module(Path(name).stem) for name in sorted({row.script for row in rows.ROWS.values()}))
 ROWS = (
@@ -24,10 +23,10 @@ ROWS = (
 )  # fmt: skip
 
 
-def parse(row, script=None, **flags):
-    """The row's script, or a fork of it, and its arguments as its command line gives them."""
+def parse(row, **flags):
+    """The row's script and its arguments as its command line gives them."""
     name, *words = rows.command(row)
-    script = script or importlib.import_module(Path(name).stem)
+    script = importlib.import_module(Path(name).stem)
     return script, dataclasses.replace(tyro.cli(script.Args, args=words), **flags)
 
 
@@ -68,31 +67,12 @@ def progress(total, cycle=0.0):
     return gbrl_d4pg.Progress(torch.tensor(total), torch.tensor(cycle))
 
 
-def save_teacher(path, env=ENV, **flags):
-    """Save a made-up agent as a snapshot; returns the agent."""
-    _, args = make_args("bc", **flags)
-    agent = make_agent(gbrl_d4pg, args, seed=7)
-    snapshots.save(path, env, agent.policy, agent.critic, {})
-    return agent
-
-
 def make_teacher():
     """A snapshot as a teacher."""
+    agent = make_agent(*make_args("bc"), seed=7)
     with tempfile.TemporaryDirectory() as folder:
-        save_teacher(Path(folder) / "teacher.pt")
+        snapshots.save(Path(folder) / "teacher.pt", ENV, agent.policy, agent.critic, {})
         return snapshots.load(Path(folder) / "teacher.pt", CPU)
-
-
-def run_made_up(row, task, folder, script=None, **flags):
-    """A whole run of a row on a made-up task, a second long, with a made-up agent as its teacher; its folder."""
-    script, args = parse(row, script)
-    env_id, teacher = f"{TASKS}:{task}", folder.parent / f"{task}.pt"
-    if not teacher.exists():
-        save_teacher(teacher, envs.spec(env_id))
-    budget = {"batch_size": 8, "demo_episodes": 2, "bc_steps": 5, "critic_steps": 5, "num_workers": 0}
-    budget |= {"report_episodes": 2, "target_period": 4, "eval_every": 10, "run_dir": str(folder)}
-    own = {"env_id": env_id, "teacher": str(teacher), "demo_dir": str(folder.parent)}
-    return script.main(script.Args(**(vars(args) | budget | own | flags)))
 
 
 class StubRun:

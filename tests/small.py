@@ -21,8 +21,8 @@ SMALL = {
     "actor_steps": 4_000, "learner_steps": 61, "num_cycles": 2, "batch_size": 32, "demo_episodes": 2, "bc_steps": 40,
     "critic_steps": 20, "eval_every": 20, "report_episodes": 2, "num_workers": 0, "checkpoint_every": 15,
 }  # fmt: skip
-TASKS = Path(__file__).with_name("tasks.py")
-TOY = {"env_id": f"{TASKS}:Falls", "teacher": f"{TASKS}:Pusher", "actor_steps": 400}  # with these it takes a second
+FILE = Path(__file__).with_name("toy.py")
+TOY = {"env_id": f"{FILE}:Point", "teacher": f"{FILE}:Pusher", "actor_steps": 400}  # with these it takes a second
 RATES = {"bc_reg_decay": 5.0}  # where it isn't 1
 
 
@@ -40,9 +40,9 @@ SCRIPTS = tuple(dict.fromkeys(name for name, _ in ROWS.values()))
 
 
 def own(folder, name, code):
-    """The reference of a class in a file of its own, which has `tasks.py` and `code`, and `HERE`, its folder."""
+    """The reference of a class in a file of its own, which has `toy.py` and `code`, and `HERE`, its folder."""
     names = f"import glob, os, sys, time, torch\nHERE = {str(folder)!r}\n"
-    (folder / "mine.py").write_text(f"{names}{TASKS.read_text()}\n{code}")
+    (folder / "mine.py").write_text(f"{names}{FILE.read_text()}\n{code}")
     return f"{folder}/mine.py:{name}"
 
 

@@ -146,7 +146,7 @@ def test_demonstrations_are_cached_extended_and_where_they_do_not_fit_said_and_m
     good = files.load_arrays(path, "demonstrations")
     spoilt = {"obs": good["obs"] + 1}
     origin = str(good["origin"])
-    for word in ("tasks.py:Falls", teacher.sha256, "sigma 0.3", f"file {foreign.digest(TOY['env_id'])}"):
+    for word in ("toy.py:Point", teacher.sha256, "sigma 0.3", f"file {foreign.digest(TOY['env_id'])}"):
         assert word in origin
         files.save_arrays(path, **(good | spoilt | {"origin": np.array(origin.replace(word, f"{word}9"))}))
         assert equal(demos(), two) and f"{path} are of" in capfd.readouterr().err

@@ -170,7 +170,7 @@ def test_a_file_that_does_not_fit_the_task_is_refused(tmp_path):
 
 def test_fewer_steps_than_asked_are_told_and_made_up_for(tmp_path, demo_dir, capsys):
     """The first deployment brings one episode of two: its updates are half, the second is asked for three."""
-    flags = TOY | {"deploy": "elsewhere", "env_id": f"{HERE}/tasks.py:Walk", "actor_steps": 80, "learner_steps": 60}
+    flags = TOY | {"deploy": "elsewhere", "env_id": f"{HERE}/toy.py:Line", "actor_steps": 80, "learner_steps": 60}
     flags["teacher"] = "none"
     other, run_dir = example("deploy_elsewhere"), tmp_path / "run"
     steps = []

@@ -105,7 +105,7 @@ def test_an_observation_that_is_not_finite_is_named(tmp_path, demo_dir, monkeypa
         return answer
 
     monkeypatch.setattr(envs.ForeignEnv, "step", step)
-    with pytest.raises(UserError, match=r"tasks\.py:Falls returned an observation that isn't finite: .*nan"):
+    with pytest.raises(UserError, match=r"toy\.py:Point returned an observation that isn't finite: .*nan"):
         run_row("bc", tmp_path / "run", demo_dir, **TOY)
 
 

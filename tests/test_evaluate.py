@@ -6,9 +6,8 @@ import sys
 import numpy as np
 import pytest
 import torch
-from pieces import TASKS, run_made_up, save_teacher
 from PIL import Image
-from small import ROOT, run_row
+from small import ROOT, TOY, run_row
 
 import gbrl_d4pg
 from common import UserError, envs, evaluate, files, rollouts, snapshots
@@ -61,7 +60,9 @@ def test_a_bad_path_is_one_sentence(tmp_path):
     assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
 
 
-def test_a_video_that_cannot_be_is_one_sentence_and_a_run_says_it_at_its_start(run_folder, tmp_path, monkeypatch):
+def test_a_video_that_cannot_be_is_one_sentence_and_a_run_says_it_at_its_start(
+    run_folder, alone, tmp_path, monkeypatch
+):
     with pytest.raises(UserError, match=r"ends in \.gif"):
         evaluate.film(run_folder / "cycle_0001" / "snapshot.pt", tmp_path / "film.avi", 0)
     monkeypatch.setenv("MUJOCO_GL", "no-such-renderer")
@@ -69,12 +70,12 @@ def test_a_video_that_cannot_be_is_one_sentence_and_a_run_says_it_at_its_start(r
         evaluate.choose_renderer()
     sentence = "is a task of your own, and only dm_control's are drawn"
     with pytest.raises(UserError, match=sentence):
-        run_made_up("bc", "Walk", tmp_path / "run", actor_steps=200, capture_video=True)
+        run_row("bc", tmp_path / "run", tmp_path, capture_video=True, **TOY)
     assert not (tmp_path / "run").exists()
-    save_teacher(tmp_path / "walk.pt", envs.spec(f"{TASKS}:Walk"))
+    mine = alone("bc") / "cycle_0002" / "snapshot.pt"
     with pytest.raises(UserError, match=sentence):
-        evaluate.film(tmp_path / "walk.pt", tmp_path / "film.gif", 0)
-    evaluate.main(evaluate.Args(tmp_path / "walk.pt", episodes=2, num_workers=0))  # but it can be scored
+        evaluate.film(mine, tmp_path / "film.gif", 0)
+    evaluate.main(evaluate.Args(mine, episodes=2, num_workers=0))  # but it can be scored
 
 
 def test_the_film_shows_the_first_scored_episode(run_folder, tmp_path):

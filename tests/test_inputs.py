@@ -29,7 +29,7 @@ BAD = [
     ({"env_id": "nowhere.py:Task"}, "no file"),
     ({"teacher": "nowhere.pt"}, r"no .*nowhere\.pt"),
     ({"teacher": "nowhere.py:Teacher"}, "no file"),
-    ({"teacher": TOY["teacher"].replace("Pusher", "Nobody")}, r"tasks\.py defines no Nobody"),
+    ({"teacher": TOY["teacher"].replace("Pusher", "Nobody")}, r"toy\.py defines no Nobody"),
     ({"teacher": "mid", "env_id": "hopper-hop"}, r"there is no .*hopper-hop-mid\.pt"),
     ({"scale": 0.0}, "--scale must be a finite number above 0, not 0"),
     ({"sigma": -0.1}, "--sigma must be a finite number from 0 on"),
@@ -129,12 +129,12 @@ WRONG = {
     "def action(self, obs): raise RuntimeError('no idea')": r"action raised RuntimeError\('no idea'\) at ",
     "def action(self, obs): sys.exit(0)": r"action raised SystemExit\(0\) at ",
     "def action(self, obs): return torch.zeros(len(obs), 3)": r"action returned torch.float32 \(2, 3\)",
-    "def action(self, obs): return obs[:, :2].double()": r"action returned torch.float64 \(2, 2\), expected ",
-    "def action(self, obs): return obs[:, :2] / 0": "action returned entries of size nan",
-    "def action(self, obs): return obs[:, :2] + 2": "action returned entries of size 2",
+    "def action(self, obs): return obs[:, :1].double()": r"action returned torch.float64 \(2, 1\), expected ",
+    "def action(self, obs): return obs[:, :1] / 0": "action returned entries of size nan",
+    "def action(self, obs): return obs[:, :1] + 2": "action returned entries of size 2",
     "def action_gradient(self, obs, action): assert False": r"action_gradient raised AssertionError.* at ",
-    "def action_gradient(self, obs, action): return obs": r"action_gradient returned torch.float32 \(2, 3\)",
-    "def action_gradient(self, obs, action): return action / 0": r"action_gradient returned \[nan, nan\] at obs",
+    "def action_gradient(self, obs, action): return obs": r"action_gradient returned torch.float32 \(2, 2\)",
+    "def action_gradient(self, obs, action): return action / 0": r"action_gradient returned \[nan\] at observation \[0",
     "def __init__(self): pass": r"building it raised TypeError",
     "action_gradient = property()": "it has no action_gradient",
 }
@@ -153,7 +153,7 @@ def test_what_a_teacher_does_wrong_is_told_with_its_name_and_line(code, tmp_path
 @pytest.mark.parametrize(
     ("slope", "sentence", "cycle_0"),
     [
-        ("1 / (obs[:, :2] == 0).float()", r"Mine: action_gradient returned \[inf, inf\] at observation \[", False),
+        ("1 / (obs[:, :1] == 0).float()", r"Mine: action_gradient returned \[inf\] at observation \[", False),
         ("action / (len(obs) != 32)", r"cycle 1 stopped being finite at step 0, .* teacher .*mine\.py:Mine", True),
     ],
 )  # in states of the demonstrations, and in an update's batch
@@ -184,7 +184,7 @@ def test_a_teacher_that_writes_into_what_it_is_given_changes_nothing(tmp_path):
     honest = teachers.load(TOY["teacher"], SPEC, "demonstrations", CPU)
     stream = (int(teacher.sha256, 16),)
     assert equal(episodes, run_block(SPEC.env_id, honest.action, 0.3, stream, range(3)))
-    replay = Replay(150, 3, 2, 5, 0.99, CPU)
+    replay = Replay(60, 2, 1, 5, 0.99, CPU)
     replay.append(episodes)
     replay.annotate("teacher_action", teacher.action)
     batch = replay.sample(60, torch.Generator().manual_seed(0))
@@ -197,6 +197,6 @@ def test_a_teacher_that_writes_into_what_it_is_given_changes_nothing(tmp_path):
 
 def test_relative_paths_are_stored_absolute(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for flag, name in (("teacher", "mine.py:Pusher"), ("teacher", "a/b.pt"), ("env_id", "mine.py:Falls")):
+    for flag, name in (("teacher", "mine.py:Pusher"), ("teacher", "a/b.pt"), ("env_id", "mine.py:Point")):
         assert getattr(launch.checked(script("gbrl_d4pg").Args(**{flag: name})), flag) == f"{tmp_path}/{name}"
     assert launch.checked(script("gbrl_d4pg").Args()).teacher == "expert"

@@ -17,7 +17,7 @@ from small import TOY, differences, live, make_args, metrics, own, report, resul
 from common import UserError, files, folder, launch
 
 STEPS = ((0, 3), (0, 39), (0, 50), (1, 0), (1, 20), (2, 40), (2, 50), (2, 60))
-ONLINE = {"teacher": "none", "actor_steps": 1_000, "num_cycles": 20, "keep_every": 3}
+ONLINE = {"teacher": "none", "num_cycles": 20, "keep_every": 3}
 ONLINE_STEPS = [(cycle, step) for cycle in range(1, 21) for step in range(7, 61, 10)]
 ENDS = {  # row, flags, how it is ended, and at how many moments at least
     "killed": ("ta:1", {}, {"renames": True}, 40),
@@ -82,7 +82,7 @@ class Signals(Pusher):
 @pytest.mark.parametrize("number", (signal.SIGTERM, signal.SIGINT))
 def test_a_signal_saves_and_says_how_to_go_on_from_any_folder(number, tmp_path):
     own(tmp_path, "Signals", SIGNALS_ITSELF.replace("NUMBER", str(int(number))))
-    task, teacher = "mine.py:Falls", "mine.py:Signals"
+    task, teacher = "mine.py:Point", "mine.py:Signals"
     module, args = make_args("tg:1", "run", "demos", **(TOY | {"env_id": task, "teacher": teacher}))
     words = launch.command(args, module.__file__).split()[1:]
     done = subprocess.run([sys.executable, *words, "--run-dir", "run"], cwd=tmp_path, capture_output=True, text=True)
@@ -167,7 +167,7 @@ def test_two_runs_of_the_same_second_get_folders_of_their_own(tmp_path, demo_dir
     module, args = make_args("ta:1", "unused", demo_dir, **TOY)
     args.run_dir = None
     both = [folder.Folder(args, "ta:1", None, Path(module.__file__)) for _ in range(2)]
-    assert [one.path.name for one in both] == [f"tasks.py-Falls__ta-1__1__170000000{i}" for i in range(2)]
+    assert [one.path.name for one in both] == [f"toy.py-Point__ta-1__1__170000000{i}" for i in range(2)]
 
 
 # ---- --pretrained

@@ -1,20 +1,16 @@
 """Each row end to end, and the promise that the same seed gives the same bytes."""
 
-import itertools
 import math
 
 import numpy as np
 import pytest
-import torch
-from pieces import run_made_up
-from small import ROWS, SMALL, differences, metrics, report, result, run_row, script
+from small import ROWS, SMALL, TOY, differences, metrics, report, result, run_row, script
 
-from common import UserError, files, rollouts, snapshots
+from common import UserError, files, rollouts
 
 TASK = "cheetah-run"
 FULL = {"env_id": TASK, "actor_steps": 4_000}
 LIGHT = {"actor_steps": 2_000, "eval_episodes": 0, "report_episodes": 1}  # on the other tasks of the paper
-MADE_UP = {"actor_steps": 200, "learner_steps": 61, "num_cycles": 2}
 OTHERS = {
     "bc": "cartpole-swingup",
     "bc_reg": "cartpole-balance",
@@ -84,11 +80,11 @@ def test_same_seed_same_bytes_and_another_seed_is_another_run(runs, tmp_path, de
     assert {"cycle_0000/policy/head.weight", "cycle_0001/obs", "cycle_0002/policy/head.weight"} <= set(different)
 
 
-def test_evaluation_never_feeds_back_and_demonstrations_in_the_replay_change_learning_only(tmp_path):
+def test_evaluation_never_feeds_back_and_demonstrations_in_the_replay_change_learning_only(alone, tmp_path, demo_dir):
     def run(name, **flags):
-        return result(run_made_up("ta_qf", "Walk", tmp_path / name, **MADE_UP, **flags))
+        return result(run_row("ta_qf", tmp_path / name, demo_dir, **TOY, **flags))
 
-    plain = run("plain")
+    plain = result(alone("ta_qf"))
     assert differences(run("silent", eval_episodes=0), plain) == ["metrics", "report"]
     different = differences(run("demos", demos_in_replay=True), plain)
     assert "cycle_0001/policy/head.weight" in different and "cycle_0001/action" not in different
@@ -110,14 +106,6 @@ def test_a_task_beyond_the_six_online_and_its_policy_as_a_teacher(tmp_path, demo
         run_row("bc", tmp_path / "foreign", demo_dir, teacher=snapshot)
 
 
-def test_every_policy_is_a_snapshot_of_the_network_that_was_deployed(runs):
-    run_dir = runs("bc")
-    snapshot = snapshots.load(run_dir / "cycle_0001/snapshot.pt", torch.device("cpu"))
-    episodes = rollouts.run_block(TASK, snapshot.action, 0.3, (1, rollouts.DEPLOY, 2), range(2))
-    stored, _ = rollouts.unpack(files.load_arrays(run_dir / "cycle_0002/batch.npz", "batch"))
-    assert all(map(np.array_equal, itertools.chain(*episodes), itertools.chain(*stored)))
-
-
 @pytest.mark.parametrize("name", ("gbrl_bc_reg", "gbrl_teacher_action", "gbrl_teacher_grad"))
 def test_a_teacher_is_refused_where_it_gives_too_little(name, tmp_path):
     with pytest.raises(UserError, match="--teacher none"):
@@ -125,7 +113,7 @@ def test_a_teacher_is_refused_where_it_gives_too_little(name, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_wandb_mirrors_the_file_and_leaves_its_own_offline(tmp_path, monkeypatch):
+def test_wandb_mirrors_the_file_and_leaves_its_own_offline(tmp_path, demo_dir, monkeypatch):
     import wandb
 
     monkeypatch.setenv("WANDB_MODE", "offline")
@@ -144,7 +132,7 @@ def test_wandb_mirrors_the_file_and_leaves_its_own_offline(tmp_path, monkeypatch
         return tracked
 
     monkeypatch.setattr(wandb, "init", init)
-    run_dir = run_made_up("ta_qf", "Walk", tmp_path / "tracked", track=True, **MADE_UP)
+    run_dir = run_row("ta_qf", tmp_path / "tracked", demo_dir, track=True, **TOY)
     (about,), ((how, summary),) = started, ended
     assert (about["group"], about["name"], about["config"]["row"]) == ("ta_qf", "tracked", "ta_qf")
     assert axes == [("*", "learner_step"), ("losses/bc_loss", "pretrain_step")]
