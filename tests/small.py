@@ -21,12 +21,8 @@ SMALL = {
     "actor_steps": 4_000, "learner_steps": 61, "num_cycles": 2, "batch_size": 32, "demo_episodes": 2, "bc_steps": 40,
     "critic_steps": 20, "eval_every": 20, "report_episodes": 2, "num_workers": 0, "checkpoint_every": 15,
 }  # fmt: skip
-# On a task and teacher of one's own all of that takes a second.
-TOY = {
-    name: f"{Path(__file__).with_name('toy.py')}:{value}"
-    for name, value in (("env_id", "Point"), ("teacher", "Pusher"))
-}
-TOY |= {"actor_steps": 400}
+FILE = Path(__file__).with_name("toy.py")
+TOY = {"env_id": f"{FILE}:Point", "teacher": f"{FILE}:Pusher", "actor_steps": 400}  # with these it takes a second
 RATES = {"bc_reg_decay": 5.0}  # where it isn't 1
 
 
@@ -44,9 +40,9 @@ SCRIPTS = tuple(dict.fromkeys(name for name, _ in ROWS.values()))
 
 
 def own(folder, name, code):
-    """The reference of a class in a file of its own, which has the toy's classes and `code`, and `HERE`, its folder."""
-    toy = Path(__file__).with_name("toy.py").read_text()
-    (folder / "mine.py").write_text(f"import glob, os, sys, time, torch\nHERE = {str(folder)!r}\n{toy}\n{code}")
+    """The reference of a class in a file of its own, which has `toy.py` and `code`, and `HERE`, its folder."""
+    names = f"import glob, os, sys, time, torch\nHERE = {str(folder)!r}\n"
+    (folder / "mine.py").write_text(f"{names}{FILE.read_text()}\n{code}")
     return f"{folder}/mine.py:{name}"
 
 
@@ -114,8 +110,7 @@ def live(row, args, steps=(), renames=False, seen=(), number=signal.SIGKILL):
 
     def child():
         forkserver._forkserver.__init__()  # the parent's can start no workers here
-        honest = {function: getattr(owner, function) for owner, function in PATCHED}
-        place, moments = None, []
+        watch, save, replace, place, moments = Run.watch, checkpoint.save, os.replace, [None], []
 
         def arrive(*moment):
             if moment not in seen and not moments:
@@ -123,24 +118,22 @@ def live(row, args, steps=(), renames=False, seen=(), number=signal.SIGKILL):
                 pipe[1].send(moment)
                 os.kill(os.getpid(), number)
 
-        def watch(run, value, step):
-            honest["watch"](run, value, step)
+        def watch_and_arrive(run, value, step):
+            watch(run, value, step)
             if (run.cycle, step) in steps:
                 arrive(run.cycle, step)
 
-        def save(folder, content):
-            nonlocal place
-            place = content["cycle"], content["step"]
-            honest["save"](folder, content)
-            place = None
+        def place_and_save(folder, content):
+            place[0] = content["cycle"], content["step"]
+            save(folder, content)
+            place[0] = None
 
-        def replace(source, target):
+        def arrive_and_replace(source, target):
             if renames:
-                arrive(str(target), place)
-            honest["replace"](source, target)
+                arrive(str(target), place[0])
+            replace(source, target)
 
-        for (owner, name), function in zip(PATCHED, (watch, save, replace), strict=True):
-            setattr(owner, name, function)
+        Run.watch, checkpoint.save, os.replace = watch_and_arrive, place_and_save, arrive_and_replace
         try:
             module.main(args)
         except Interrupted as stop:
@@ -152,9 +145,6 @@ def live(row, args, steps=(), renames=False, seen=(), number=signal.SIGKILL):
     moment = pipe[0].recv() if pipe[0].poll() else None
     assert process.exitcode in ((0,) if moment is None else (-number, 128 + number)), (process.exitcode, moment)
     return moment
-
-
-PATCHED = ((Run, "watch"), (checkpoint, "save"), (os, "replace"))
 
 
 def equal(first, second):

@@ -64,6 +64,7 @@ FILES = {
 @pytest.mark.parametrize("how", DAMAGES)
 @pytest.mark.parametrize("names", FILES)
 def test_a_damaged_file_of_a_run(names, how, stopped, alone, tmp_path, demo_dir, monkeypatch, capsys):
+    expected = result(alone("ta:1"))
     monkeypatch.setattr(report, "draw_learning_curve", lambda run_dir: None)
     module, args = make_args("ta:1", shutil.copytree(stopped, tmp_path / "run"), demo_dir, **TOY)
     paths = [tmp_path / "run" / name for name in names.split()]
@@ -80,14 +81,14 @@ def test_a_damaged_file_of_a_run(names, how, stopped, alone, tmp_path, demo_dir,
                     path.unlink()
                 else:
                     shutil.copy(stopped / path.relative_to(tmp_path / "run"), path)
-    said, expected = "".join(capsys.readouterr()), FILES[names][how != "lost"]
-    if expected is None:
+    said, sentence = "".join(capsys.readouterr()), FILES[names][how != "lost"]
+    if sentence is None:
         assert not any(path.name in said for path in paths)
     else:
-        assert re.search(expected, said) and (str(tmp_path / "run") in said)
+        assert re.search(sentence, said) and (str(tmp_path / "run") in said)
     if "snapshot.pt" in names:  # of a past cycle, which is not made again
         shutil.copy(stopped / "cycle_0001" / "snapshot.pt", tmp_path / "run" / "cycle_0001" / "snapshot.pt")
-    assert differences(result(tmp_path / "run"), result(alone("ta:1"))) == []
+    assert differences(result(tmp_path / "run"), expected) == []
 
 
 def test_files_of_another_run_are_refused(stopped, tmp_path, demo_dir):

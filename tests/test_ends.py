@@ -25,7 +25,7 @@ CPU = torch.device("cpu")
 
 
 def test_a_full_disk_is_a_sentence_and_the_run_goes_on_once_there_is_room(alone, tmp_path, monkeypatch):
-    folder, tries, honest = tmp_path / "run", collections.Counter(), os.fsync
+    folder, tries, honest, expected = tmp_path / "run", collections.Counter(), os.fsync, result(alone("ta:1"))
 
     def fsync(handle):
         name = Path(os.readlink(f"/proc/self/fd/{handle}")).name.rpartition(".tmp")[0].rpartition(".")[0]
@@ -48,7 +48,7 @@ def test_a_full_disk_is_a_sentence_and_the_run_goes_on_once_there_is_room(alone,
     assert all(str(tmp_path) in s and "(No space left on device)" in s and "--resume" in s for s in sentences)
     names = {Path(sentence.split()[0]).name for sentence in sentences}
     assert {"args.json", "checkpoint.pt", "batch.npz", "snapshot.pt", "evaluation.json", "learning_curve.png"} <= names
-    assert differences(result(folder), result(alone("ta:1"))) == []
+    assert differences(result(folder), expected) == []
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
@@ -198,11 +198,6 @@ def test_no_process_is_left_behind(end, tmp_path):
 
 
 # ---- the same bits
-
-
-def test_a_run_is_the_same_for_any_number_of_workers(alone, tmp_path, demo_dir):
-    run_dir = run_row("ta:1", tmp_path / "run", demo_dir, num_workers=2, **TOY)
-    assert differences(result(run_dir), result(alone("ta:1"))) == []
 
 
 def test_the_suites_episodes_are_the_same_in_workers_and_beside_a_learner_with_more_threads():
