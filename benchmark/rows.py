@@ -13,17 +13,16 @@ class Row(NamedTuple):
     script: str
     flags: dict[str, str]
     decays: bool
-    equation: str
 
 
 ROWS = {
-    "bc": Row("gbrl_d4pg.py", {}, False, "1"),
-    "bc_reg": Row("gbrl_bc_reg.py", {"method": "bc_reg"}, False, "3"),
-    "bc_reg_decay": Row("gbrl_bc_reg.py", {"method": "bc_reg_decay"}, True, "4"),
-    "between": Row("gbrl_bc_reg.py", {"method": "between"}, True, "5"),
-    "ta": Row("gbrl_teacher_action.py", {"method": "ta"}, True, "6"),
-    "ta_qf": Row("gbrl_teacher_action.py", {"method": "ta_qf"}, False, "7"),
-    "tg": Row("gbrl_teacher_grad.py", {}, True, "8"),
+    "bc": Row("gbrl_d4pg.py", {}, False),
+    "bc_reg": Row("gbrl_bc_reg.py", {"method": "bc_reg"}, False),
+    "bc_reg_decay": Row("gbrl_bc_reg.py", {"method": "bc_reg_decay"}, True),
+    "between": Row("gbrl_bc_reg.py", {"method": "between"}, True),
+    "ta": Row("gbrl_teacher_action.py", {"method": "ta"}, True),
+    "ta_qf": Row("gbrl_teacher_action.py", {"method": "ta_qf"}, False),
+    "tg": Row("gbrl_teacher_grad.py", {}, True),
 }
 GRAMMAR = ", ".join(f"{name}:R" if row.decays else name for name, row in ROWS.items())
 
