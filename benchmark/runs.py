@@ -73,11 +73,11 @@ def extract(folder: Path) -> dict[str, Any]:
         files.load_json(folder / "versions.json", "versions"),
         files.load_json(folder / "report.json", "report"),
     )
-    rows = report.read_metrics(folder / "metrics.csv")
-    steps, returns = report.curve(rows)
+    lines = report.read_metrics(folder / "metrics.csv")
+    steps, returns = report.curve(lines)
     if len(steps) == 0:
         raise UserError(f"{folder} has no evaluations in its metrics.csv, so it has no curve.")
-    deployments = [{k: row[k] for k in DEPLOYMENT if k in row} for row in rows if "deploy/episodic_return" in row]
+    deployments = [{k: line[k] for k in DEPLOYMENT if k in line} for line in lines if "deploy/episodic_return" in line]
     last = files.load_torch(sorted(folder.glob("cycle_*/snapshot.pt"))[-1], "snapshot")
     return {
         "command": last["metadata"]["command"],

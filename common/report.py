@@ -38,24 +38,24 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     """Rows of a `metrics.csv`, without their empty cells.
 
     Raises:
-        UserError: the file is missing, a row is too short or too long, or a cell is no number.
+        UserError: the file is missing, a line is too short or too long, or a cell is no number.
     """
     try:
         with open(path, newline="") as file:
-            header, *rows = csv.reader(file)
-        pairs = [zip(header, row, strict=True) for row in rows]
-        return [{name: float(cell) for name, cell in row if cell} for row in pairs]
+            header, *lines = csv.reader(file)
+        pairs = [zip(header, line, strict=True) for line in lines]
+        return [{name: float(cell) for name, cell in line if cell} for line in pairs]
     except OSError as error:
         raise UserError(f"metrics {path} can't be read: {error.strerror}.") from error
     except (ValueError, csv.Error) as error:
         raise UserError(f"metrics {path} is damaged ({error}); restore it from a copy.") from error
 
 
-def curve(rows: list[dict[str, float]]) -> tuple[np.ndarray, np.ndarray]:
-    """Learner steps (n,) and noise-free returns (n,) of the n evaluations in `rows`."""
-    evaluated = [row for row in rows if "eval/episodic_return" in row]
-    steps = np.array([row["learner_step"] for row in evaluated], np.int64)
-    return steps, np.array([row["eval/episodic_return"] for row in evaluated])
+def curve(lines: list[dict[str, float]]) -> tuple[np.ndarray, np.ndarray]:
+    """Learner steps (n,) and noise-free returns (n,) of the n evaluations in `lines`."""
+    evaluated = [line for line in lines if "eval/episodic_return" in line]
+    steps = np.array([line["learner_step"] for line in evaluated], np.int64)
+    return steps, np.array([line["eval/episodic_return"] for line in evaluated])
 
 
 def dip(steps: np.ndarray, returns: np.ndarray, clone_mean: float) -> dict[str, Any] | None:
@@ -137,7 +137,7 @@ def make_report(run_dir: Path, queries: dict[str, int], seconds: dict[str, float
         UserError: a raw file is missing or damaged.
     """
     content = files.load_json(run_dir / "args.json", "arguments")
-    rows, evaluations = read_metrics(run_dir / "metrics.csv"), _read_evaluations(run_dir)
+    lines, evaluations = read_metrics(run_dir / "metrics.csv"), _read_evaluations(run_dir)
     deployed_cycle, deployed_return = _read_deployed(run_dir)
     args, has_clone = content["args"], content["args"]["teacher"] != "none"
 
@@ -154,7 +154,7 @@ def make_report(run_dir: Path, queries: dict[str, int], seconds: dict[str, float
         group = deployed_return[(deployed_cycle > previous) & (deployed_cycle <= cycle)]
         step, after = evaluations.get(cycle, (None, None))
         if not evaluations:
-            step = max((int(row["learner_step"]) for row in rows if row["cycle"] == cycle), default=None)
+            step = max((int(line["learner_step"]) for line in lines if line["cycle"] == cycle), default=None)
         groups += [group] if len(group) else []
         cycles.append(
             {
@@ -174,14 +174,14 @@ def make_report(run_dir: Path, queries: dict[str, int], seconds: dict[str, float
         "clone": {"return": start} if has_clone and evaluations else None,
         "final": {"return": summarise(list(evaluations.values())[-1][1]) if evaluations else cycles[-1]["deployed"]},
         "cycles": cycles,
-        "dip": dip(*curve(rows), start["mean"]) if has_clone and evaluations else None,
+        "dip": dip(*curve(lines), start["mean"]) if has_clone and evaluations else None,
         "falls": falls([returns for _, returns in evaluations.values()]) if evaluations else deployed_falls(groups),
         "regret": regret,
         "regret_per_episode": regret / len(deployed_return) if teacher and len(deployed_return) else None,
         "teacher_queries": queries,
         "changes": files.load_json(run_dir / "versions.json", "versions")["changes"],
         "seconds": {name: round(value, 2) for name, value in seconds.items()},
-        "wall_s": rows[-1]["wall_s"] if rows else None,
+        "wall_s": lines[-1]["wall_s"] if lines else None,
     }
     files.save_json(run_dir / "report.json", report)
     return report
