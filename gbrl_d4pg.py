@@ -139,10 +139,20 @@ class Args:
     """film one episode of each kept policy [CleanRL]"""
 
 
-# The columns of metrics.csv; what a row never logs stays empty.
-METRICS = ("eval/episodic_return", "deploy/episodic_return", "teacher/episodic_return", "losses/bc_loss")
-METRICS += ("losses/critic_loss", "losses/policy_loss", "losses/q_value", "losses/overestimation")
-METRICS += ("teacher/dqda_cosine", "charts/SPS", "charts/UPS")
+# The columns of metrics.csv behind its clocks; what a row never logs stays empty.
+METRICS = (
+    "eval/episodic_return",  # noise-free return of the online policy, in environments and with seeds of their own
+    "deploy/episodic_return",  # mean return of the cycle's deployed episodes, with exploration noise
+    "teacher/episodic_return",  # the teacher's mean noise-free return on the report's start seeds
+    "losses/bc_loss",  # ||pi(s) - a*||^2, summed over action dimensions, mean over the batch
+    "losses/critic_loss",  # cross-entropy between the projected n-step target and Z(s, a)
+    "losses/policy_loss",  # the value of the row's objective, not of the surrogate that is differentiated
+    "losses/q_value",  # mean Q(s, pi(s)) over the batch
+    "losses/overestimation",  # mean Q(s0, pi(s0)) minus what pi's deployment got: the paper's explanation of the dip
+    "teacher/dqda_cosine",  # between the student's and the teacher's dQ/da: how well the critic knows where to move
+    "charts/SPS",  # environment steps per second
+    "charts/UPS",  # updates per second
+)
 # Readings of the paper that can be changed: where one isn't the default, it shows in the row's name.
 READINGS = ("demo_sigma", "sigma", "demos_in_replay", "dqda_clip")
 # Flags that have no part in cloning and critic evaluation: --pretrained may come from a run where they differ.
