@@ -1,6 +1,7 @@
 """Demonstrations, deployments and annotations that come as files give what the simulator and the teacher give here."""
 
 import importlib.util
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -219,19 +220,32 @@ def test_without_a_simulator_deployments_speak(tmp_path, demo_dir):
     assert (run_dir / "learning_curve.png").stat().st_size > 10_000
 
 
-def test_the_whole_loop_on_the_command_line(tmp_path, demo_dir):
-    """The README's commands: the run says what it waits for, with a status of its own."""
-    flags = [f"--{name.replace('_', '-')}={value}" for name, value in (SMALL | TOY).items()]
-    run_dir = tmp_path / "run"
-    command = [sys.executable, "gbrl_teacher_action.py", *flags, f"--demo-dir={demo_dir}"]
-    command += ["--deploy=elsewhere", "--annotate=elsewhere", f"--run-dir={run_dir}"]
-    bring = [sys.executable, "examples/deploy_elsewhere.py", run_dir, "--teacher", TOY["teacher"]]
-    resume = [sys.executable, "gbrl_teacher_action.py", "--resume", run_dir]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 75 and "waiting: deploy " in done.stdout, done.stderr
-    for _ in range(3):
-        subprocess.run(bring, cwd=ROOT, check=True, capture_output=True)
-        assert subprocess.run(resume, cwd=ROOT, capture_output=True).returncode == 75
-    subprocess.run(bring, cwd=ROOT, check=True, capture_output=True)
-    assert subprocess.run(resume, cwd=ROOT, capture_output=True).returncode == 0
-    assert report(run_dir)["row"] == "ta_qf"
+def test_the_readmes_five_commands_are_the_whole_loop(tmp_path):
+    """With a small budget, and with resuming and bringing in turns until the run ends."""
+    text = (ROOT / "README.md").read_text().partition("## Without a simulator")[2]
+    lines = [shlex.split(line, comments=True) for line in text.split("```")[1].splitlines()[1:]]
+    here = {"python": sys.executable, "mine.npz": f"{tmp_path}/mine.npz", "runs/real": f"{tmp_path}/run"}
+    here |= {f"episode{i}.npz": f"{tmp_path}/episode{i}.npz" for i in (1, 2)}
+    record, start, deploy, resume, annotate = ([here.get(word, word) for word in line] for line in lines)
+    small = (SMALL | TOY).items() - {("teacher", TOY["teacher"])}
+    start += [f"--{name.replace('_', '-')}={value}" for name, value in small]
+    assert deploy == annotate
+    bring = [*deploy, "--teacher", TOY["teacher"]]
+
+    def call(command, status):
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == status, done.stderr
+        return done.stdout
+
+    env = envs.spec(TOY["env_id"])
+    teacher = teachers.load(TOY["teacher"], env, "demonstrations", torch.device("cpu"))
+    for i, episode in enumerate(episodes_of(teacher, env, 2), start=1):
+        np.savez(here[f"episode{i}.npz"], **episode._asdict())
+    assert "2 episodes" in call(record, 0)
+    assert "waiting: deploy " in call(start, 75)
+    for asks in ("waiting: annotate ", "waiting: deploy ", "waiting: annotate "):
+        call(bring, 0)
+        assert asks in call(resume, 75)
+    call(bring, 0)
+    call(resume, 0)
+    assert report(tmp_path / "run")["row"] == "ta_qf"
