@@ -331,14 +331,31 @@ def in_words(verdict: str, outcomes: list[Outcome]) -> str:
     return f"{verdict}: {few} task{'s' * (few != 1)}" if verdict == NOT_DECIDED and few < 2 else verdict
 
 
-def to_markdown(verdicts: Verdicts) -> str:
-    """All verdicts as a table, then for each budget the numbers of each part, then what the quantities are."""
+def returns_table(loaded: list[Run]) -> str:
+    """What the runs of one budget came to: a line for each row of each teacher and number of cycles."""
+    members = defaultdict(list)
+    for run in loaded:
+        members[run.teacher, run.num_cycles, run.row].append(run)
+    lines = []
+    for (name, cycles, row), of_row in sorted(members.items()):
+        sizes = f"{len({run.env_id for run in of_row})}, {len(of_row)}"
+        levels = np.mean([[teacher(run), clone(run), *after(run)] for run in of_row], axis=0).round().astype(int)
+        dip = np.mean([run.report["dip"]["depth"] for run in of_row])
+        regret = np.mean([run.report["regret_per_episode"] for run in of_row])
+        ends = ", ".join(map(str, levels[2:]))
+        lines.append([name, str(cycles), row, sizes, *map(str, levels[:2]), ends, f"{dip:.0f}", f"{regret:.0f}"])
+    head = ["teacher", "cycles", "row", "tasks, runs", "T", "C", "A_1 to A_N", "dip", "regret per deployed episode"]
+    return table(head, lines)
+
+
+def to_markdown(verdicts: Verdicts, loaded: list[Run]) -> str:
+    """All verdicts as a table, then for each budget returns and the numbers of each part, then the quantities."""
     titles = [budget.title for budget in verdicts]
     lines = [[claim.name, claim.text, *(in_words(*verdicts[budget][claim]) for budget in verdicts)] for claim in CLAIMS]
     text = [table(["claim", "what the paper says", *titles], lines)]
     text.append("Behind a comma: the claim for another reading of the paper, as the rows are named.")
-    for name, claims in zip(titles, verdicts.values(), strict=True):
-        lines = []
+    for name, (budget, claims) in zip(titles, verdicts.items(), strict=True):
+        lines, of_budget = [], [run for run in loaded if run.budget == budget]
         for claim, (_, outcomes) in claims.items():
             for part, verdict, _, tasks, (fewest, most), mean, between, drawn in outcomes:
                 if mean is not None:
@@ -348,6 +365,7 @@ def to_markdown(verdicts: Verdicts) -> str:
                     lines.append([claim.name, verdict, str(part), claimed, *numbers, runs_of, drawn])
         head = ["claim", "part", "statistic", "claimed", "mean", "95 % interval", "tasks x seeds", "drawn anew"]
         text.append(f"## {name[0].upper()}{name[1:]}\n\n{table(head, lines)}")
+        text.append(f"Means over tasks and seeds:\n\n{returns_table(of_budget)}")
     quantities = [[name, meaning] for name, (meaning, _) in QUANTITIES.items()]
     text.append(f"## Quantities of a run\n\n{table(['name', 'meaning'], quantities)}")
     text.append(NOTE)
@@ -371,7 +389,7 @@ def main(args: Args) -> None:
     if not loaded:
         raise UserError("there is nothing to judge: give finished runs.")
     verdicts = judge_all(loaded)
-    text = to_markdown(verdicts)
+    text = to_markdown(verdicts, loaded)
     print(text, end="")
     for path, content in ((args.markdown, text), (args.json, to_json(verdicts))):
         if path is not None:

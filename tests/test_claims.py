@@ -96,10 +96,9 @@ def made(row, teacher, num_cycles, levels, clone=None, task=TASKS[0], seed=1, bu
     ]
     of = {"teacher": taught, "clone": cloned if clone is None else clone}
     report = {who: {"return": {"mean": mean}} for who, mean in of.items()}
-    returns = np.repeat(levels, 100)
-    return Run(
-        row, task, seed, teacher, num_cycles, budget, steps, np.append(levels[0], returns), report | {"cycles": after}
-    )
+    report |= {"cycles": after, "dip": {"depth": 7.0}, "regret_per_episode": 9.0}
+    returns = np.append(levels[0], np.repeat(levels, 100))
+    return Run(row, task, seed, teacher, num_cycles, budget, steps, returns, report)
 
 
 def world(changes=(), **kwargs):
@@ -211,6 +210,8 @@ def test_output(tmp_path, capsys):
     assert lines[0] == "| claim | what the paper says | 10 % of the paper's budget | the paper's budget |"
     assert "| 6g | they have no initial drop | holds | not decided: no runs of tg:5 |" in lines
     assert "| 6f | holds | final(ta:1) - final(tg:1) | > 0.01 | 0.050 | 0.050 to 0.050 | 3 x 1 | tasks |" in lines
+    # The tasks' levels differ by 0, 2 and 4.
+    assert "| expert | 4 | ta:1 | 3, 3 | 900 | 800 | 862, 872, 882, 902 | 7 | 9 |" in lines
     written = json.loads(files["json"].read_text())
     assert len(written) == 2 * len(claims.CLAIMS)
     (found,) = [c for c in written if c["name"] == "6g" and c["actor_steps"] == 2_000_000]
