@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from any folder
 
-from common import UserError, files, report
+from common import UserError, files, launch, report
 
 DEPLOYMENT = ("cycle", "learner_step", "deploy/episodic_return", "losses/overestimation", "teacher/dqda_cosine")
 
@@ -61,7 +61,7 @@ class Run(NamedTuple):
 
 
 def extract(folder: Path) -> dict[str, Any]:
-    """What is kept of the finished run in `folder`; returns are rounded to hundredths.
+    """What is kept of the finished run in `folder`: no folders of its machine; returns are rounded to hundredths.
 
     Raises:
         UserError: it isn't one, or a file of it is damaged.
@@ -81,7 +81,7 @@ def extract(folder: Path) -> dict[str, Any]:
     last = files.load_torch(sorted(folder.glob("cycle_*/snapshot.pt"))[-1], "snapshot")
     return {
         "command": last["metadata"]["command"],
-        "resolved": arguments["args"],
+        "resolved": {name: value for name, value in arguments["args"].items() if name not in launch.NOT_IN_COMMAND},
         "versions": versions,
         "report": content,
         "deployments": deployments,

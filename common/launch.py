@@ -101,9 +101,7 @@ FREE_FLAGS = {
     "resume", "run_dir", "pretrained", "num_workers", "track", "wandb_project_name", "wandb_entity", "capture_video",
     "demo_dir", "checkpoint_every", "ray_address", "accept_changes",
 }  # fmt: skip
-
-
-NOT_IN_COMMAND = ("run_dir", "resume", "pretrained", "accept_changes")
+NOT_IN_COMMAND = ("run_dir", "resume", "pretrained", "accept_changes")  # folders, and a wish for one time
 
 
 def difference(args: Any, other: dict[str, Any], may_differ: Collection[str] = ()) -> tuple[str, Any, Any] | None:
