@@ -7,6 +7,8 @@ The first command asks: in states of the teacher's own noisy episodes, pairs of 
 compared. Here the shipped expert's critic answers, and a share of the answers is wrong; put a person in the place of
 `answer`. A model of (s, a) is fitted so that the preferred action has the higher value (Bradley and Terry 1952), and
 its gradient with respect to the action is the teacher's. The model is saved beside this file, for the second command.
+What is said of it at the end is measured by who answers, also how well one fares who follows it within the distance at
+which was asked, and beyond: benchmark/results/preferences has these numbers, and what they come to in a run.
 """
 
 import sys
@@ -20,12 +22,13 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from any folder
 
-from common import envs, snapshots, teachers
+from common import envs, rollouts, snapshots, teachers
 from common.workers import Workers
 
 SIGMA = 0.3  # of the noise in the episodes, and of both actions around the teacher's [as the exploration noise]
 STREAM = 0x70726566  # ASCII "pref": the episodes' start states, which no run uses
 EPISODES = 20  # whose states are asked about
+NORM = 0.1  # root mean square of the gradient's norm around the teacher's actions, as a critic's
 
 
 class Model(nn.Module):
@@ -37,9 +40,16 @@ class Model(nn.Module):
             nn.Linear(obs_size + action_size, 256), nn.LayerNorm(256), nn.Tanh(),
             nn.Linear(256, 256), nn.ELU(), nn.Linear(256, 1),
         )  # fmt: skip
+        self.register_buffer("scale", torch.ones(()))
 
     def forward(self, obs: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
-        return self.layers(torch.cat([obs, action], -1)).squeeze(-1)
+        return self.scale * self.layers(torch.cat([obs, action], -1)).squeeze(-1)
+
+    def action_gradient(self, obs: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
+        """Where the preferred actions lie: (B, obs_size), (B, action_size) -> (B, action_size)."""
+        with torch.enable_grad():
+            action = action.detach().requires_grad_()
+            return torch.autograd.grad(self(obs, action).sum(), action)[0]
 
 
 def expert(env_id: str, device: torch.device) -> snapshots.Snapshot:
@@ -64,10 +74,27 @@ class Preferences:
         return self.expert.action(obs)
 
     def action_gradient(self, obs: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
-        """Where the preferred actions lie: (B, obs_size), (B, action_size) -> (B, action_size)."""
-        with torch.enable_grad():
-            action = action.detach().requires_grad_()
-            return torch.autograd.grad(self.model(obs, action).sum(), action)[0]
+        """The model's, (B, obs_size), (B, action_size) -> (B, action_size)."""
+        return self.model.action_gradient(obs, action)
+
+
+class Follower:
+    """An actor that moves the expert's action along the gradient, in ever shorter steps, by up to `reach` an entry."""
+
+    steps = 30
+
+    def __init__(self, teacher: Preferences, reach: float) -> None:
+        self.teacher, self.reach = teacher, reach
+
+    def __call__(self, obs: torch.Tensor) -> torch.Tensor:
+        """obs (B, obs_size) -> action (B, action_size)."""
+        with torch.inference_mode(False):  # it needs gradients
+            obs = obs.clone()
+            action = self.teacher.action(obs)
+            for step in range(self.steps):
+                length = 2 * self.reach / self.steps * (1 - step / self.steps) * action.shape[-1] ** 0.5
+                action = (action + length * F.normalize(self.teacher.action_gradient(obs, action))).clamp(-1, 1)
+        return action
 
 
 @dataclass
@@ -125,17 +152,22 @@ def main(args: Args) -> None:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+    # Answers say nothing of the value's scale. If it is steep, its gradient is always clipped to the same length, and
+    # who follows it overshoots the best action to and fro; a critic's gets shorter there.
+    model.scale = NORM / model.action_gradient(obs, first).square().sum(-1).mean().sqrt()
     torch.save(model.state_dict(), model_path(args.env_id))
 
     obs, first, second, better = ask(10_000)
     with torch.no_grad():
         agrees = ((model(obs, first) > model(obs, second)) == better).float().mean().item()
-    action = teacher.action(obs)
-    cosine = F.cosine_similarity(
-        Preferences(args.env_id, torch.device("cpu")).action_gradient(obs, action), teacher.action_gradient(obs, action)
-    )
+    mine, action = Preferences(args.env_id, torch.device("cpu")), teacher.action(obs)
+    cosine = F.cosine_similarity(mine.action_gradient(obs, action), teacher.action_gradient(obs, action)).mean().item()
     print(f"{args.answers} answers, {args.wrong:.0%} wrong: {agrees:.3f} of 10,000 new comparisons as the teacher's,")
-    print(f"mean cosine of the gradients {cosine.mean().item():.3f}; saved {model_path(args.env_id)}")
+    print(f"mean cosine of the gradients {cosine:.3f}; saved {model_path(args.env_id)}")
+    for reach in (SIGMA, 1.0):
+        block = rollouts.run_block(args.env_id, Follower(mine, reach), 0.0, (STREAM, 1), range(5))
+        score = sum(episode.episodic_return for episode in block) / len(block)
+        print(f"who follows the gradient by up to {reach:g} from the expert's action gets {score:.0f} (5 episodes)")
 
 
 if __name__ == "__main__":
