@@ -28,7 +28,6 @@ from common.workers import Workers
 SIGMA = 0.3  # of the noise in the episodes, and of both actions around the teacher's [as the exploration noise]
 STREAM = 0x70726566  # ASCII "pref": the episodes' start states, which no run uses
 EPISODES = 20  # whose states are asked about
-NORM = 0.1  # root mean square of the gradient's norm around the teacher's actions, as a critic's
 
 
 class Model(nn.Module):
@@ -40,16 +39,9 @@ class Model(nn.Module):
             nn.Linear(obs_size + action_size, 256), nn.LayerNorm(256), nn.Tanh(),
             nn.Linear(256, 256), nn.ELU(), nn.Linear(256, 1),
         )  # fmt: skip
-        self.register_buffer("scale", torch.ones(()))
 
     def forward(self, obs: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
-        return self.scale * self.layers(torch.cat([obs, action], -1)).squeeze(-1)
-
-    def action_gradient(self, obs: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
-        """Where the preferred actions lie: (B, obs_size), (B, action_size) -> (B, action_size)."""
-        with torch.enable_grad():
-            action = action.detach().requires_grad_()
-            return torch.autograd.grad(self(obs, action).sum(), action)[0]
+        return self.layers(torch.cat([obs, action], -1)).squeeze(-1)
 
 
 def expert(env_id: str, device: torch.device) -> snapshots.Snapshot:
@@ -74,8 +66,10 @@ class Preferences:
         return self.expert.action(obs)
 
     def action_gradient(self, obs: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
-        """The model's, (B, obs_size), (B, action_size) -> (B, action_size)."""
-        return self.model.action_gradient(obs, action)
+        """Where the preferred actions lie: (B, obs_size), (B, action_size) -> (B, action_size)."""
+        with torch.enable_grad():
+            action = action.detach().requires_grad_()
+            return torch.autograd.grad(self.model(obs, action).sum(), action)[0]
 
 
 class Follower:
@@ -152,9 +146,6 @@ def main(args: Args) -> None:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    # Answers say nothing of the value's scale. If it is steep, its gradient is always clipped to the same length, and
-    # who follows it overshoots the best action to and fro; a critic's gets shorter there.
-    model.scale = NORM / model.action_gradient(obs, first).square().sum(-1).mean().sqrt()
     torch.save(model.state_dict(), model_path(args.env_id))
 
     obs, first, second, better = ask(10_000)

@@ -50,6 +50,8 @@ def test_nothing_refers_to_a_page_that_is_not_here():
     pages = [*ROOT.glob("*.md"), *ROOT.glob("benchmark/**/*.md")]
     links = [(page, link) for page in pages for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text())]
     assert len(links) > 5 and [link for page, link in links if not (page.parent / link).exists()] == []
+    kept = [*ROOT.glob("benchmark/results/**/*.json")]
+    assert len(kept) > 10 and [path for path in kept if re.search('"/[a-z]+/', path.read_text())] == []  # of a machine
     elsewhere = re.compile("DE" + "SIGN|STYLE[.]md|paper[.]md")
     assert [path for path in [*CODE, *pages] if elsewhere.search(path.read_text())] == []
 
