@@ -6,8 +6,10 @@ import json
 import claims
 import numpy as np
 import pytest
+import runs
 from claims import FAILS, HOLDS, NOT_DECIDED
 from runs import PAPER, Budget, Run
+from small import ROOT
 
 from common import UserError
 
@@ -219,3 +221,13 @@ def test_output(tmp_path, capsys):
     assert found["parts"][1]["missing"] == ["tg:5"] and found["parts"][1]["interval"] is None
     with pytest.raises(UserError, match="nothing to judge"):
         claims.main(claims.Args((tmp_path / "none",)))
+
+
+def test_what_is_written_of_the_kept_runs_is_what_they_say():
+    results = ROOT / "benchmark" / "results" / "campaign"
+    loaded = runs.load_all([results])
+    text = claims.to_markdown(claims.judge_all(loaded), loaded)
+    assert (results / "claims.md").read_text() == text
+    head, rule, *lines = text.split("\n\n")[0].splitlines()
+    decided = [line for line in lines if {" holds ", " fails "} & set(line.split("|"))]
+    assert "\n".join([head, rule, *decided]) + "\n\n" in (ROOT / "README.md").read_text()
