@@ -332,9 +332,9 @@ def in_words(verdict: str, outcomes: list[Outcome]) -> str:
 
 
 def returns_table(loaded: list[Run]) -> str:
-    """What the runs of one budget came to: a line for each row of each teacher and number of cycles."""
+    """What the runs of one budget that began with a clone came to, for each row, teacher and number of cycles."""
     members = defaultdict(list)
-    for run in loaded:
+    for run in filter(lambda run: run.report["clone"], loaded):
         members[run.teacher, run.num_cycles, run.row].append(run)
     lines = []
     for (name, cycles, row), of_row in sorted(members.items()):

@@ -13,8 +13,6 @@ the report. A gate is worth something if it holds back more of those that fall t
 """
 
 import copy
-import csv
-import io
 import itertools
 import sys
 from collections.abc import Iterator
@@ -25,6 +23,8 @@ from typing import Any
 import numpy as np
 import torch
 import tyro
+from claims import table
+from plot import write_csv
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from any folder
@@ -110,32 +110,26 @@ def judge(run: Path, args: Args) -> Iterator[dict[str, Any]]:
 
 def summary(lines: list[dict[str, Any]]) -> str:
     """How many of the policies that fall, and of the others, each rule would have held back; a Markdown table."""
-    text = "| row | rule | of those that fall, held back | of the others, held back |\n|---|---|---|---|\n"
+    cells = []
     for row in [*dict.fromkeys(line["row"] for line in lines), "all"]:
         for rule, bar in RULES.items():
-            cells = []
-            for falls in (True, False):
-                held = [
-                    line["fqe_after"] < line[bar]
-                    for line in lines
-                    if line["falls"] == falls and row in (line["row"], "all")
-                ]
-                cells.append(f"{sum(held)} of {len(held)}")
-            text += f"| {row} | {rule} | {cells[0]} | {cells[1]} |\n"
-    return text
+            judged = [line for line in lines if row in (line["row"], "all")]
+            held = [
+                [line["fqe_after"] < line[bar] for line in judged if line["falls"] == falls] for falls in (True, False)
+            ]
+            cells.append([row, rule, *(f"{sum(of)} of {len(of)}" for of in held)])
+    return table(["row", "rule", "of those that fall, held back", "of the others, held back"], cells)
 
 
 def main(args: Args) -> None:
     """Judge all runs, write `gate.csv` and print the table."""
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
+    if not args.runs:
+        raise UserError("there is nothing to judge: give folders of finished runs.")
     lines = [line for run in tqdm(args.runs, disable=None) for line in judge(run, args)]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, lines[0])
-    writer.writeheader()
-    for line in lines:
-        writer.writerow({name: round(value, 3) if isinstance(value, float) else value for name, value in line.items()})
-    files.write_atomically(args.output / "gate.csv", text.getvalue().encode())
+    rounded = [{k: round(v, 3) if isinstance(v, float) else v for k, v in line.items()} for line in lines]
+    write_csv(args.output / "gate.csv", rounded)
     print(summary(lines))
 
 

@@ -1,5 +1,6 @@
 """The examples run through the real scripts: teachers of one's own, and Gymnasium's tasks."""
 
+import re
 import subprocess
 import sys
 
@@ -11,7 +12,7 @@ from pieces import CPU
 from small import ROOT, SMALL, differences, report, result, run_row
 
 import gbrl_d4pg
-from common import envs, files, rollouts, teachers
+from common import UserError, envs, files, foreign, rollouts, teachers
 
 TASK = "cartpole-swingup"
 EXAMPLES = ROOT / "examples"
@@ -99,3 +100,20 @@ def test_a_gymnasium_task_that_terminates(tmp_path):
             assert episode.discount[:-1].all() and episode.discount[-1] == (len(episode.reward) == 999)
     (first, second), lengths = ([len(batch["reward"]) for batch in batches]), batches[0]["length"]
     assert min(lengths) < 200 and 999 <= first < 999 + lengths[-1] and first + second >= 1998
+
+
+def test_preferences_are_asked_fitted_and_followed(tmp_path, capsys, monkeypatch):
+    copied = tmp_path / "preference_teacher.py"  # it saves its model beside itself
+    copied.write_text((EXAMPLES / "preference_teacher.py").read_text())
+    with pytest.raises(UserError, match="ask first: python examples/preference_teacher"):
+        run_row("tg:1", tmp_path / "run", tmp_path / "demos", teacher=f"{copied}:Preferences", **SHORT)
+    module = foreign.load_class(f"{copied}:Follower")
+    example = sys.modules[module.__module__]
+    monkeypatch.setattr(example, "EPISODES", 1)
+    monkeypatch.setattr(example.Follower, "steps", 1)
+    example.main(example.Args(TASK, answers=1_000, steps=300))
+    text = capsys.readouterr().out
+    assert float(re.search(r"0% wrong: (0\.\d+) of 10,000", text)[1]) > 0.7  # seen: 0.794; by chance it is a half
+    assert text.count("who follows the gradient") == 2
+    run_dir = run_row("tg:1", tmp_path / "run", tmp_path / "demos", teacher=f"{copied}:Preferences", **SHORT)
+    assert report(run_dir)["teacher_queries"]["gradients_asked"] == 20 * SMALL["batch_size"]
