@@ -211,7 +211,7 @@ def test_output(tmp_path, capsys):
     assert files["markdown"].read_text() == text
     lines = text.splitlines()
     assert lines[0] == "| claim | what the paper says | 10 % of the paper's budget | the paper's budget |"
-    assert "| 6g | they have no initial drop | holds | not decided: no runs of tg:5 |" in lines
+    assert "| 6g | teacher gradients have no initial drop | holds | not decided: no runs of tg:5 |" in lines
     assert "| 6f | holds | final(ta:1) - final(tg:1) | > 0.01 | 0.050 | 0.050 to 0.050 | 3 x 1 | tasks |" in lines
     # The tasks' levels differ by 0, 2 and 4.
     assert "| expert | 4 | ta:1 | 3, 3 | 900 | 800 | 862, 872, 882, 902 | 7 | 9 |" in lines
