@@ -49,21 +49,19 @@ class Folder:
         self._stored: tuple[int, dict[int, list[Episode]]] = (0, {})
         self.path = self._open(row)
         self.is_new = not (self.path / "args.json").exists()
-        if self.is_new:
-            files.write_atomically(self.path / script.name, script.read_bytes())
-            files.save_json(self.path / "versions.json", versions() | {"code": code(script), "changes": []})
-            content = {"script": script.name, "row": row, "teacher_sha256": teacher_sha256}
-            self._args_json = content | {"args": dataclasses.asdict(args)}
-        else:
+        self._content = {"script": script.name, "row": row, "teacher_sha256": teacher_sha256}
+        if not self.is_new:
             self._refuse_other_flags(teacher_sha256)
             self._refuse_other_code()
             for folder in (self.path, *self.path.glob("cycle_*")):
                 files.remove_leftovers(folder)
 
     def begin(self) -> None:
-        """Write `args.json`, from when on the folder holds a run."""
+        """Write what is run into a new folder, at last `args.json`, from when on the folder holds a run."""
         if self.is_new:
-            files.save_json(self.path / "args.json", self._args_json)
+            files.write_atomically(self.path / self.script.name, self.script.read_bytes())
+            files.save_json(self.path / "versions.json", versions() | {"code": code(self.script), "changes": []})
+            files.save_json(self.path / "args.json", self._content | {"args": dataclasses.asdict(self._args)})
 
     def _open(self, row: str) -> Path:
         """Make the folder if there is none, and lock it."""

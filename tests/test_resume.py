@@ -202,3 +202,4 @@ def test_a_clone_of_another_run_is_refused(alone, tmp_path, demo_dir):
         module, args = make_args("ta:1", tmp_path / "run", demo_dir, pretrained=str(source), **(TOY | flags))
         with pytest.raises(UserError, match=f"--pretrained {source}: .*{sentence}"):
             module.main(args)
+        assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]  # nothing of it is left
