@@ -320,7 +320,7 @@ def draw_curves(path: Path, panels: dict[str, Rows], heading: str = "") -> None:
         if i + across >= len(panels):  # there is no panel below
             axes.set_xlabel("learner steps")
         if i % across == 0:
-            axes.set_ylabel("episodic return, mean ± std")
+            axes.set_ylabel("episodic return, mean ± std" if len(members) > len(rows) else "episodic return")
     room = 0.03 * (highest - lowest) or 1.0  # so that a curve at 0 stays visible above the axis
     axes.set_ylim(lowest - room, highest + room)  # of all panels
     names = sorted(handles, key=_place)
@@ -343,7 +343,8 @@ def draw_paper(output: Path, loaded: list[Run]) -> None:
             for (*of, num_cycles), rows in group_runs(run for run in loaded if run.row in figure.rows).items()
             if of == [budget, figure.teacher] and num_cycles in figure.num_cycles
         }
-        if panels and (panels := on_common_tasks(name, panels)):
+        compared = any(len(rows) > 1 for rows in panels.values())
+        if compared and (panels := on_common_tasks(name, panels)):
             size = sizes([members for rows in panels.values() for members in rows.values()])
             draw_curves(output / f"figure_{number}_{budget.file_name}.png", panels, f"{name}: {size}")
             drawn += 1
