@@ -9,13 +9,15 @@ here=$(cd "$(dirname "$0")" && pwd)
 runs=$1 results=${2:-$here/results/campaign}
 six="cartpole-swingup cheetah-run walker-run finger-spin pendulum-swingup cartpole-balance"
 one_thread="--num-workers 0 --compile"
-sweep() { python "$here/sweep.py" --output "$runs" --results "$results" --seeds 1 "$@" -- $one_thread; }
+seed=1
+sweep() { python "$here/sweep.py" --output "$runs" --results "$results" --seeds $seed "$@" -- $one_thread; }
 # The paper's budget: evaluated every 250 updates, not every 100 as in the paper, for an evaluation takes as long as 20.
-full() { python "$here/sweep.py" --output "$runs" --results "$results" --seeds 1 "$@" -- $one_thread --eval-every 250; }
+full() { python "$here/sweep.py" --output "$runs" --results "$results" --seeds $seed "$@" -- $one_thread --eval-every 250; }
 
 # 1. A tenth of the paper's budget, expert teachers, and noise-free demonstrations beside the default.
-sweep --scale 0.1 --env-ids $six --rows bc bc_reg bc_reg_decay:1 bc_reg_decay:5 ta:1 ta:5 ta_qf ta_qf,beta:5 tg:1 tg:5 \
-  ta:1,beta-decay ta:5,beta-decay bc,demo-sigma:0 bc_reg_decay:1,demo-sigma:0 ta:1,demo-sigma:0 ta_qf,demo-sigma:0
+tenth="bc bc_reg bc_reg_decay:1 bc_reg_decay:5 ta:1 ta:5 ta_qf ta_qf,beta:5 tg:1 tg:5 ta:1,beta-decay ta:5,beta-decay"
+tenth="$tenth bc,demo-sigma:0 bc_reg_decay:1,demo-sigma:0 ta:1,demo-sigma:0 ta_qf,demo-sigma:0"
+sweep --scale 0.1 --env-ids $six --rows $tenth
 # 2. The paper's budget, expert teachers.
 rows="bc bc_reg_decay:5 ta:1 ta:1,beta-decay ta_qf tg:1"
 full --env-ids cartpole-swingup cheetah-run --rows $rows
@@ -24,6 +26,9 @@ full --env-ids cheetah-run --teacher mid --rows $rows
 sweep --scale 0.1 --env-ids $six --teacher mid --rows bc bc_reg_decay:1 bc_reg_decay:5 ta:1 ta:5 ta_qf tg:1 tg:5
 # 4. Eight cycles, as in Figures 4 and 5.
 sweep --scale 0.1 --env-ids $six --num-cycles 8 --rows bc bc_reg bc_reg_decay:5
-# 5. At the paper's budget the rows that its other claims need, then more tasks.
+# 5. At the paper's budget the rows that its other claims need, then more tasks, then second seeds.
 full --env-ids cartpole-swingup cheetah-run --rows bc_reg bc_reg_decay:1 ta:5 tg:5
 full --env-ids walker-run finger-spin pendulum-swingup cartpole-balance --rows bc bc_reg_decay:5 ta:1 ta_qf
+seed=2
+full --env-ids cartpole-swingup cheetah-run --rows $rows
+sweep --scale 0.1 --env-ids $six --rows $tenth

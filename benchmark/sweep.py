@@ -49,7 +49,8 @@ class Args:
     parallel: int = 2
     """runs at once"""
     results: Path | None = None
-    """folder that keeps a small file of each finished run; a run whose file is there isn't run again"""
+    """folder that keeps a small file of each finished run; a run whose file is there isn't run again, so give runs with
+    other flags behind `--` another folder"""
 
 
 def run(words: list[str], folder: Path) -> int:
