@@ -53,11 +53,6 @@ def after(run: Run) -> np.ndarray:
     return np.array([cycle["after_learning"]["mean"] for cycle in run.report["cycles"]])
 
 
-def first_cycle(run: Run) -> np.ndarray:
-    """Which evaluations are in the first cycle, (n,) of bool."""
-    return run.steps <= run.report["cycles"][0]["learner_step"]
-
-
 def in_cycles(run: Run) -> np.ndarray:
     """Mean of each cycle's evaluations, (N,). What is evaluated at a cycle's end belongs to it, step 0 to the first."""
     ends = [cycle["learner_step"] for cycle in run.report["cycles"]]
@@ -67,7 +62,7 @@ def in_cycles(run: Run) -> np.ndarray:
 
 def fall(run: Run) -> float:
     """max(0, C - lowest M) / C in the first cycle; a clone that gets nothing has nothing to lose."""
-    within = first_cycle(run)
+    within = run.steps <= run.report["cycles"][0]["learner_step"]
     depth = report.dip(run.steps[within], run.returns[within], clone(run))["depth"]
     return depth / clone(run) if clone(run) > 0 else 0.0
 
@@ -84,7 +79,7 @@ QUANTITIES: dict[str, tuple[str, Callable[[Run], float | np.ndarray]]] = {
     "start": ("C / T", lambda run: clone(run) / teacher(run)),
     "fall": ("max(0, C - lowest M in the first cycle) / C", fall),
     "loss": ("largest fall of M from the highest M before it / that highest M", loss),
-    "early": ("mean of the first cycle's evaluations / 1000", lambda run: run.returns[first_cycle(run)].mean() / 1000),
+    "early": ("mean of the first cycle's evaluations / 1000", lambda run: in_cycles(run)[0] / 1000),
     "area": ("mean of all evaluations / 1000", lambda run: run.returns.mean() / 1000),
     "cycles": ("mean of each cycle's evaluations / 1000", lambda run: in_cycles(run) / 1000),
     "final": ("A_N / 1000", lambda run: after(run)[-1] / 1000),
