@@ -67,12 +67,25 @@ def fall(run: Run) -> float:
     return depth / clone(run) if clone(run) > 0 else 0.0
 
 
+def level(run: Run) -> np.ndarray:
+    """M, the moving mean of the last evaluations."""
+    window = min(report.DIP_EVALUATIONS, len(run.returns))
+    return np.lib.stride_tricks.sliding_window_view(run.returns, window).mean(1)
+
+
+def first_fall(run: Run) -> float | None:
+    """Share of all learner steps after which M is first a tenth below C, in [0, 1]; None where it never is."""
+    fallen = np.flatnonzero(level(run) < (1 - DIP) * clone(run))
+    if not len(fallen):
+        return None
+    return float(run.steps[len(run.steps) - len(level(run)) + fallen[0]] / run.steps[-1])
+
+
 def loss(run: Run) -> float:
     """Largest fall of M from the highest M before it, as a share of that; 0 where there was nothing to lose."""
-    window = min(report.DIP_EVALUATIONS, len(run.returns))
-    level = np.lib.stride_tricks.sliding_window_view(run.returns, window).mean(1)
-    highest = np.maximum.accumulate(level)
-    return float(((highest - level) / np.where(highest > 0, highest, 1)).max())
+    means = level(run)
+    highest = np.maximum.accumulate(means)
+    return float(((highest - means) / np.where(highest > 0, highest, 1)).max())
 
 
 QUANTITIES: dict[str, tuple[str, Callable[[Run], float | np.ndarray]]] = {
@@ -319,7 +332,8 @@ def judge_all(loaded: list[Run]) -> Verdicts:
 
 NOTE = """\
 T, C and A_k are mean returns of the teacher, the clone and the policy after cycle k of N, over the same noise-free
-episodes; M is the moving mean of 10 evaluations. Differences are paired by task and seed, and a run counts as one
+episodes; M is the moving mean of 10 evaluations. A run falls where M is first a tenth below C, and `after` is the mean
+share of all learner steps that were taken by then. Differences are paired by task and seed, and a run counts as one
 score. Where a task has one seed, tasks are drawn anew for the interval: it says how far other tasks would move the
 mean, and the noise of a run's evaluations is in it. Where every task has more, seeds are drawn anew within each task.
 An interval from few values is too narrow: from two tasks it is the range of their values. All rows of a task and seed
@@ -365,9 +379,12 @@ def returns_table(loaded: list[Run]) -> str:
         dip = np.mean([run.report["dip"]["depth"] for run in of_row])
         regret = np.mean([run.report["regret_per_episode"] for run in of_row])
         ends = ", ".join(map(str, levels[2:]))
-        lines.append([name, str(cycles), row, sizes, *map(str, levels[:2]), ends, f"{dip:.0f}", f"{regret:.0f}"])
-    head = ["teacher", "cycles", "row", "tasks, runs", "T", "C", "A_1 to A_N", "dip", "regret per deployed episode"]
-    return table(head, lines)
+        shares = [share for share in map(first_fall, of_row) if share is not None]
+        fallen = f"{len(shares)} of {len(of_row)}" + (f", {100 * np.mean(shares):.1f} %" if shares else "")
+        numbers = [f"{dip:.0f}", fallen, f"{regret:.0f}"]
+        lines.append([name, str(cycles), row, sizes, *map(str, levels[:2]), ends, *numbers])
+    head = ["teacher", "cycles", "row", "tasks, runs", "T", "C", "A_1 to A_N", "dip", "runs that fall, after"]
+    return table([*head, "regret per deployed episode"], lines)
 
 
 def to_markdown(verdicts: Verdicts, loaded: list[Run]) -> str:

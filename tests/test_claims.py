@@ -236,6 +236,16 @@ def test_quantities_by_hand():
     assert claims.fall(nothing) == claims.loss(nothing) == 0
 
 
+def test_where_a_run_first_falls_by_a_tenth():
+    run = made("bc", "expert", 4, [800, 700, 900, 0], clone=800)
+    # Evaluations 101 to 200 give 700: M is below 720 once nine of its ten do, at the 110th of 401, from 0 on.
+    assert claims.first_fall(run) == pytest.approx(109 / 400)
+    assert claims.first_fall(made("bc", "expert", 4, [800, 720, 900, 800], clone=800)) is None  # a tenth, not more
+    assert claims.first_fall(made("bc", "expert", 4, [700] * 4, clone=800)) == pytest.approx(9 / 400)  # the first M
+    few = made("bc", "expert", 4, [800] * 4, clone=800)._replace(steps=np.array([0, 4]), returns=np.array([0.0, 9.0]))
+    assert claims.first_fall(few) == 1
+
+
 def test_output(tmp_path, capsys):
     parts = ("resolved", "report", "curve")
     full = [run for run in world(budget=PAPER) if run.row != "tg:5"]
