@@ -268,7 +268,8 @@ def test_output(tmp_path, capsys):
     numbers = "> 0.01 | 0.050 | 0.050 to 0.050 | 3 x 1 | tasks | 3 of 3 |"
     assert f"| 6f | holds | final(ta:1) - final(tg:1) | {numbers}" in lines
     # The tasks' levels differ by 0, 2 and 4.
-    assert "| expert | 4 | ta:1 | 3, 3 | 900 | 800 | 862, 872, 882, 902 | 7 | 9 |" in lines
+    assert "| expert | 4 | ta:1 | 3, 3 | 900 | 800 | 862, 872, 882, 902 | 7 | 0 of 3 | 9 |" in lines
+    assert "| expert | 4 | bc | 3, 3 | 900 | 800 | 202, 402, 502, 602 | 7 | 3 of 3, 2.3 % | 9 |" in lines
     written = json.loads(files["json"].read_text())
     assert len(written) == 2 * len(claims.CLAIMS)
     (found,) = [c for c in written if c["name"] == "6g" and c["actor_steps"] == 2_000_000]
