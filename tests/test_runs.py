@@ -139,5 +139,6 @@ def test_wandb_mirrors_the_file_and_leaves_its_own_offline(tmp_path, demo_dir, m
     *lines, last = logged
     assert lines == [pytest.approx(line) for line in metrics(run_dir)] and set(last) == {"learning_curve"}
     assert how == {"exit_code": 0} and summary["report"]["row"] == "ta_qf"
+    wandb.teardown()  # as at the process's end: wandb's service closes the file only now
     (log,) = run_dir.glob("wandb/offline-run-*/*.wandb")
     assert log.stat().st_size > 1_000
