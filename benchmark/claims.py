@@ -60,37 +60,36 @@ def in_cycles(run: Run) -> np.ndarray:
     return np.array([run.returns[within == k].mean() for k in range(len(ends))])
 
 
+def floor(run: Run) -> float:
+    """C - 3 s / sqrt(10), s the standard deviation of the clone's returns: what M of the clone itself stays above."""
+    returns = run.report["clone"]["return"]
+    return returns["mean"] - CHANCE * returns["std"] / report.DIP_EVALUATIONS**0.5
+
+
 def fall(run: Run) -> float:
-    """max(0, C - lowest M) / C in the first cycle; a clone that gets nothing has nothing to lose."""
+    """max(0, C - 3 s / sqrt(10) - lowest M) / C in the first cycle; a clone that gets nothing has nothing to lose."""
     within = run.steps <= run.report["cycles"][0]["learner_step"]
-    depth = report.dip(run.steps[within], run.returns[within], clone(run))["depth"]
+    depth = max(0.0, floor(run) - float(report.moving_means(run.returns[within]).min()))
     return depth / clone(run) if clone(run) > 0 else 0.0
 
 
-def level(run: Run) -> np.ndarray:
-    """M, the moving mean of the last evaluations."""
-    window = min(report.DIP_EVALUATIONS, len(run.returns))
-    return np.lib.stride_tricks.sliding_window_view(run.returns, window).mean(1)
-
-
 def first_fall(run: Run) -> float | None:
-    """Share of all learner steps after which M is first a tenth below C, in [0, 1]; None where it never is."""
-    fallen = np.flatnonzero(level(run) < (1 - DIP) * clone(run))
-    if not len(fallen):
-        return None
-    return float(run.steps[len(run.steps) - len(level(run)) + fallen[0]] / run.steps[-1])
+    """Share of all learner steps after which a run first falls by a tenth, as `fall` says; None where it never does."""
+    means = report.moving_means(run.returns)
+    fallen = np.flatnonzero(means < floor(run) - DIP * clone(run))
+    return float(run.steps[len(run.steps) - len(means) + fallen[0]] / run.steps[-1]) if len(fallen) else None
 
 
 def loss(run: Run) -> float:
     """Largest fall of M from the highest M before it, as a share of that; 0 where there was nothing to lose."""
-    means = level(run)
+    means = report.moving_means(run.returns)
     highest = np.maximum.accumulate(means)
     return float(((highest - means) / np.where(highest > 0, highest, 1)).max())
 
 
 QUANTITIES: dict[str, tuple[str, Callable[[Run], float | np.ndarray]]] = {
     "start": ("C / T", lambda run: clone(run) / teacher(run)),
-    "fall": ("max(0, C - lowest M in the first cycle) / C", fall),
+    "fall": ("max(0, C - 3 s / sqrt(10) - lowest M in the first cycle) / C", fall),
     "loss": ("largest fall of M from the highest M before it / that highest M", loss),
     "early": ("mean of the first cycle's evaluations / 1000", lambda run: in_cycles(run)[0] / 1000),
     "area": ("mean of all evaluations / 1000", lambda run: run.returns.mean() / 1000),
@@ -112,7 +111,8 @@ QUANTITIES: dict[str, tuple[str, Callable[[Run], float | np.ndarray]]] = {
 # ---- thresholds
 
 HALF = 0.5  # decent, steep, severe: half of what there was [ours: the paper gives no numbers]
-DIP = 0.1  # a fall counts from a tenth on: 10 episodes' mean varies too, and the lowest of many is taken [ours]
+CHANCE = 3.0  # below C by so many standard errors of M, the lowest of many M is no fall [ours]
+DIP = 0.1  # a fall counts from a tenth on; one failed episode of ten is as much [ours]
 VISIBLE = 0.01  # rows differ from 10 points of return on: less can't be seen where the axis ends at 1000 [ours]
 MATTERS = 0.05  # a setting has to be tuned if it moves the mean return by 50 points [ours]
 REACHED = 0.95  # the expert is reached within a twentieth of its return [ours]
@@ -332,12 +332,14 @@ def judge_all(loaded: list[Run]) -> Verdicts:
 
 NOTE = """\
 T, C and A_k are mean returns of the teacher, the clone and the policy after cycle k of N, over the same noise-free
-episodes; M is the moving mean of 10 evaluations. A run falls where M is first a tenth below C, and `after` is the mean
-share of all learner steps that were taken by then. Differences are paired by task and seed, and a run counts as one
-score. Where a task has one seed, tasks are drawn anew for the interval: it says how far other tasks would move the
-mean, and the noise of a run's evaluations is in it. Where every task has more, seeds are drawn anew within each task.
-An interval from few values is too narrow: from two tasks it is the range of their values. All rows of a task and seed
-are meant to begin with one clone, and `one clone` says how many pairs did: it is made again on another machine."""
+episodes, and s is the standard deviation of the clone's; M is the moving mean of 10 evaluations, of one episode each,
+and one of them that fails lowers it by a tenth. A run falls where M is first below C - 3 s / sqrt(10) by a tenth of C,
+and `after` is the mean share of all learner steps that were taken by then: a run's first M is after 10 evaluations.
+Differences are paired by task and seed, and a run counts as one score. Where a task has one seed, tasks are drawn anew
+for the interval: it says how far other tasks would move the mean, and the noise of a run's evaluations is in it. Where
+every task has more, seeds are drawn anew within each task. An interval from few values is too narrow: from two tasks it
+is the range of their values. All rows of a task and seed are meant to begin with one clone, and `one clone` says how
+many pairs did: it is made again on another machine."""
 
 
 @dataclass
@@ -357,11 +359,14 @@ def table(head: list[str], lines: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in [head, ["---"] * len(head), *lines])
 
 
-def in_words(verdict: str, outcomes: list[Outcome]) -> str:
+def in_words(claim: Claim, verdict: str, outcomes: list[Outcome]) -> str:
     """A claim's verdict, with what is missing to decide it."""
     missing = dict.fromkeys(row for outcome in outcomes for row in outcome.missing)
     if verdict == NOT_DECIDED and missing:
-        return f"{verdict}: no runs of {', '.join(missing)}"
+        setting = {EXPERT: "", EIGHT: " with 8 cycles", MID: " with a mid-tier teacher"}[claim.setting]
+        needed = {row for part, *_ in outcomes for row in (*part.rows, part.minus) if row}
+        of = "" if setting and set(missing) == needed else f" of {', '.join(missing)}"
+        return f"{verdict}: no runs{setting}{of}"
     counted = [outcome for outcome in outcomes if verdict in (NOT_DECIDED, outcome.verdict)]
     tasks, seeds = min(outcome.tasks for outcome in counted), min(outcome.seeds[0] for outcome in counted)
     return f"{verdict}: {tasks} task{'s' * (tasks != 1)}, {seeds} seed{'s' * (seeds != 1)}"
@@ -390,7 +395,7 @@ def returns_table(loaded: list[Run]) -> str:
 def to_markdown(verdicts: Verdicts, loaded: list[Run]) -> str:
     """All verdicts as a table, then for each budget returns and the numbers of each part, then the quantities."""
     titles = [budget.title for budget in verdicts]
-    lines = [[claim.name, claim.text, *(in_words(*verdicts[budget][claim]) for budget in verdicts)] for claim in CLAIMS]
+    lines = [[c.name, c.text, *(in_words(c, *verdicts[budget][c]) for budget in verdicts)] for c in CLAIMS]
     text = [table(["claim", "what the paper says", *titles], lines)]
     text.append("Behind a comma: the claim for another reading of the paper, as the rows are named.")
     for name, (budget, claims) in zip(titles, verdicts.items(), strict=True):

@@ -2,8 +2,8 @@
 
     python benchmark/full_run.py --env-ids cartpole-swingup walker-run --scale 0.1 --output runs/full
 
-Each run's demonstrations are made anew. The paper's cost multiplies every phase by 1 / scale, except cloning, whose
-steps don't depend on the scale, and the report's episodes.
+Each run's demonstrations are made anew. The paper's cost multiplies every phase by 1 / scale, except those of
+`SAME_AT_ANY_SCALE`, such as cloning.
 """
 
 import subprocess

@@ -133,10 +133,8 @@ class Clones:
                     raise UserError(f"a run failed, see the .log files in {self.output}.")
         lines = []
         for folder in jobs:
-            content, rows = (
-                files.load_json(folder / "report.json", "report"),
-                report.read_metrics(folder / "metrics.csv"),
-            )
+            content = files.load_json(folder / "report.json", "report")
+            rows = report.read_metrics(folder / "metrics.csv")
             teacher, clone = content["teacher"]["return"]["mean"], content["clone"]["return"]["mean"]
             loss = next(row["losses/bc_loss"] for row in reversed(rows) if "losses/bc_loss" in row)
             lines.append({"teacher": folder.name, "teacher_return": teacher, "clone_return": clone})

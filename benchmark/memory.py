@@ -16,19 +16,17 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 import tyro
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # so that it runs from any folder
 
-from speed import ROWS, WALKER, make_args, make_step, make_teacher, median_ms  # noqa: E402
+from speed import ROWS, WALKER, filled, make_args, make_step, make_teacher, median_ms  # noqa: E402
 
 import gbrl_d4pg  # noqa: E402
 from common import launch  # noqa: E402
 from common.replay import Replay  # noqa: E402
-from common.rollouts import Episode  # noqa: E402
 
 CPU = torch.device("cpu")
 
@@ -47,17 +45,6 @@ class Args:
     """worker processes of the run"""
 
 
-def filled(transitions: int) -> Replay:
-    """A full replay of random walker-run episodes; the same thousand episodes again and again."""
-    rng, num_episodes = np.random.default_rng(0), transitions // 1000
-    replay = Replay(transitions, WALKER.obs_size, WALKER.action_size, 5, 0.99, CPU)
-    shapes = [(1001, WALKER.obs_size), (1000, WALKER.action_size), (1000,), (1000,)]
-    episodes = [Episode(*(rng.uniform(-1, 1, shape).astype(np.float32) for shape in shapes)) for _ in range(1000)]
-    for start in range(0, num_episodes, 1000):
-        replay.append(episodes[: num_episodes - start])
-    return replay
-
-
 def stored(replay: Replay) -> float:
     """Bytes per transition of all tensors of a full replay."""
     parts = [replay._columns.values() if name == "_columns" else [value] for name, value in vars(replay).items()]
@@ -69,7 +56,7 @@ def bytes_per_transition() -> None:
     """Print, for each row, the replay's bytes per transition against its numbers' own."""
     for row in ROWS:
         script, args = make_args(row)
-        agent, replay = script.Agent(args, WALKER, CPU), filled(100_000)
+        agent, replay = script.Agent(args, WALKER, CPU), filled(100_000, CPU)
         before = stored(replay)
         script.annotate(args, replay, agent.bc_policy, agent.previous_policy, make_teacher(CPU))
         # observation, action, n-step return, n-step discount, next index: 4 bytes each number
@@ -79,7 +66,7 @@ def bytes_per_transition() -> None:
 
 def time_at_size(large: int, turns: int) -> None:
     """Print an update's milliseconds with a small and a large replay."""
-    steps = {size: make_step("ta_qf", filled(size), CPU, False)[0] for size in (100_000, large)}
+    steps = {size: make_step("ta_qf", filled(size, CPU), CPU, False)[0] for size in (100_000, large)}
     times: dict[int, list[float]] = {size: [] for size in steps}
     for turn in range(turns + 1):
         for size, step in steps.items():

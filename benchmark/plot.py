@@ -31,9 +31,8 @@ from runs import Budget, Run
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from common import UserError, files
-from common.report import DIP_EVALUATIONS, MAX_CYCLE_LINES
+from common.report import DIP_EVALUATIONS, MAX_CYCLE_LINES, RESAMPLES
 
-RESAMPLES = 10_000  # of a bootstrap [ours]
 FINAL, DIP = "IQM of final return / 1000", "IQM of dip / 1000"
 IMPROVEMENT = "probability of improvement over bc"
 COLOURS = {  # of each row, in the order of figures: a hue for a method, lighter for rate 5; after Okabe and Ito

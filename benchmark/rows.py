@@ -4,7 +4,12 @@ A row is written NAME, or NAME:R where its weight decays with rate R, and behind
 isn't the default, as the script itself names it: `ta:5,beta-decay`, `ta_qf,beta:5`, `bc,demo-sigma:0`.
 """
 
-from typing import NamedTuple
+import importlib
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import tyro
 
 
 class Row(NamedTuple):
@@ -52,6 +57,8 @@ def command(row: str) -> list[str]:
     return [script, *(word for flag, value in flags.items() for word in (f"--{flag}", value) if word is not None)]
 
 
-def folder_name(row: str) -> str:
-    """`row` as a part of a file's name."""
-    return row.replace(":", "-")
+def load(row: str) -> tuple[ModuleType, Any]:
+    """The script that runs `row` and the arguments that its command line gives. Raises ValueError as `parse` does."""
+    name, *words = command(row)
+    script = importlib.import_module(Path(name).stem)
+    return script, tyro.cli(script.Args, args=words)

@@ -61,7 +61,7 @@ class Run(NamedTuple):
 
 
 def extract(folder: Path) -> dict[str, Any]:
-    """What is kept of the finished run in `folder`: no folders of its machine; returns are rounded to hundredths.
+    """What is kept of the finished run in `folder`: none of its arrays or networks; returns are rounded to hundredths.
 
     Raises:
         UserError: it isn't one, or a file of it is damaged.
@@ -69,10 +69,8 @@ def extract(folder: Path) -> dict[str, Any]:
     if not (folder / "report.json").is_file():
         raise UserError(f"{folder} is no folder of a finished run: it has no report.json.")
     arguments = files.load_json(folder / "args.json", "arguments")
-    versions, content = (
-        files.load_json(folder / "versions.json", "versions"),
-        files.load_json(folder / "report.json", "report"),
-    )
+    versions = files.load_json(folder / "versions.json", "versions")
+    content = files.load_json(folder / "report.json", "report")
     lines = report.read_metrics(folder / "metrics.csv")
     steps, returns = report.curve(lines)
     if len(steps) == 0:

@@ -10,7 +10,6 @@ is random.
 
 import contextlib
 import copy
-import importlib
 import statistics
 import sys
 import tempfile
@@ -63,6 +62,18 @@ class Watcher:
     watch = Run.watch
 
 
+def filled(transitions: int, device: torch.device) -> Replay:
+    """A full replay of random walker-run episodes; the same thousand episodes again and again."""
+    rng, num_episodes = np.random.default_rng(0), transitions // 1000
+    replay = Replay(num_episodes * 1000, WALKER.obs_size, WALKER.action_size, 5, 0.99, device)
+    shapes = [(1001, WALKER.obs_size), (1000, WALKER.action_size), (1000,), (1000,)]
+    count = min(num_episodes, 1000)
+    episodes = [Episode(*(rng.uniform(-1, 1, shape).astype(np.float32) for shape in shapes)) for _ in range(count)]
+    for start in range(0, num_episodes, 1000):
+        replay.append(episodes[: num_episodes - start])
+    return replay
+
+
 def make_teacher(device: torch.device) -> snapshots.Snapshot:
     """A teacher of the shipped architecture with random weights."""
     agent = gbrl_d4pg.Agent(gbrl_d4pg.Args(), WALKER, device)
@@ -73,9 +84,8 @@ def make_teacher(device: torch.device) -> snapshots.Snapshot:
 
 def make_args(row: str) -> tuple[ModuleType, Any]:
     """The row's script and its resolved flags."""
-    name, *words = rows.command(row)
-    script = importlib.import_module(Path(name).stem)
-    return script, script.resolve(tyro.cli(script.Args, args=words), WALKER)
+    script, args = rows.load(row)
+    return script, script.resolve(args, WALKER)
 
 
 def make_step(row: str, replay: Replay, device: torch.device, compiled: bool) -> tuple[Callable[[], None], int]:
@@ -127,12 +137,7 @@ def main(args: Args) -> None:
     """Time all rows in turns and print a table."""
     run_args = gbrl_d4pg.Args(torch_threads=args.torch_threads, cuda=args.cuda, compile=args.compile)
     device = launch.configure_torch(run_args)
-    rng = np.random.default_rng(0)
-    num_episodes = args.transitions // 1000
-    replay = Replay(num_episodes * 1000, WALKER.obs_size, WALKER.action_size, 5, 0.99, device)
-    for _ in range(num_episodes):
-        shapes = [(1001, 24), (1000, 6), (1000,), (1000,)]
-        replay.append([Episode(*(rng.uniform(-1, 1, shape).astype(np.float32) for shape in shapes))])
+    replay = filled(args.transitions, device)
     # A copy of the replay each: the columns that a row annotates are its own.
     steps = {(row, False): make_step(row, copy.deepcopy(replay), device, False) for row in ROWS}
     if args.compile:
@@ -151,7 +156,6 @@ def main(args: Args) -> None:
             if turn > 0:  # the first turn warms up
                 times[key].append(value)
     speed = 256**3 / min(products)  # multiply-adds per millisecond
-    first = statistics.median(times["bc", False])
     print(
         f"torch.mm 256x256: {min(products):.3f} ms, the fastest median of {len(products)}; {device}, "
         f"{args.torch_threads} threads"
@@ -160,7 +164,7 @@ def main(args: Args) -> None:
     for (row, is_compiled), values in times.items():
         ms, bound = statistics.median(values), steps[row, is_compiled][1] / speed
         kind = "compiled" if is_compiled else "eager"
-        base = statistics.median(times["bc", is_compiled]) if is_compiled else first
+        base = statistics.median(times["bc", is_compiled])
         print(f"{row:16}{kind:10}{ms:8.2f}{bound:8.2f}{ms / bound:8.2f}{ms / base:8.2f}")
 
 

@@ -66,14 +66,9 @@ def run(words: list[str], folder: Path) -> int:
 
 def clone_of(row: str) -> str:
     """`row`'s readings that a clone depends on, so that rows with the same ones share theirs."""
-    _, flags = rows.parse(row)
-    own = rows.parse(row.split(",")[0])[1]
-    cloning = {flag: value for flag, value in flags.items() if flag not in own}
-    known = vars(gbrl_d4pg.Args())
-    kept = [
-        f for f in cloning if f.replace("-", "_") in known and f.replace("-", "_") not in gbrl_d4pg.AFTER_PRETRAINING
-    ]
-    return ",".join(["bc", *(f if cloning[f] is None else f"{f}:{cloning[f]}" for f in kept)])
+    cloning = vars(gbrl_d4pg.Args()).keys() - set(gbrl_d4pg.AFTER_PRETRAINING)
+    readings = row.split(",")[1:]
+    return ",".join(["bc", *(r for r in readings if r.partition(":")[0].replace("-", "_") in cloning)])
 
 
 def main(args: Args, more: list[str]) -> None:
@@ -88,14 +83,14 @@ def main(args: Args, more: list[str]) -> None:
             for cycles in args.num_cycles:
                 for row in args.rows:
                     budget = (f"{args.scale:g}", str(seed))
-                    name = "__".join([env_id, rows.folder_name(row), args.teacher, str(cycles), *budget])
+                    name = "__".join([env_id, row.replace(":", "-"), args.teacher, str(cycles), *budget])
                     if args.results is not None and (args.results / f"{name}.json").exists():
                         finished.append(args.results / f"{name}.json")
                         continue
                     shared = ["--env-id", env_id, "--teacher", args.teacher, "--seed", str(seed), *more]
                     shared += ["--scale", str(args.scale)]
                     clone = clone_of(row)
-                    folder = args.output / "__".join(["clone", env_id, rows.folder_name(clone), args.teacher, *budget])
+                    folder = args.output / "__".join(["clone", env_id, clone.replace(":", "-"), args.teacher, *budget])
                     short = ["--num-cycles", "1", "--actor-steps", "1000", "--learner-steps", "1"]
                     clones[folder] = [*rows.command(clone), *shared, *short]
                     words = [*rows.command(row), *shared, "--num-cycles", str(cycles), "--pretrained", str(folder)]

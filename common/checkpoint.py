@@ -83,7 +83,8 @@ def load_pretrained(
         hashes = f"SHA-256 {other['teacher_sha256']}, not {teacher_sha256}"
         raise UserError(f"{name}: it was cloned from another teacher, {hashes}.")
     place = content["metrics"]
-    data = (source / "metrics.csv").read_bytes()[: place["bytes"]]
+    metrics = source / "metrics.csv"
+    data = metrics.read_bytes()[: place["bytes"]] if metrics.exists() else b""
     if zlib.crc32(data) != place["crc"]:
         raise UserError(f"{name}: its metrics.csv isn't what it wrote.")
     lines = [{k: v for k, v in line.items() if v} for line in csv.DictReader(io.StringIO(data.decode()))]

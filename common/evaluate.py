@@ -7,6 +7,7 @@ teachers' scores are seed 0's, so a score is never taken on episodes that the po
 snapshots of a task are scored on the same starts.
 """
 
+import contextlib
 import io
 import math
 import os
@@ -66,11 +67,8 @@ def find_snapshot(path: Path) -> Path:
 
 def score(snapshot: snapshots.Snapshot, episodes: int, seed: int, num_workers: int) -> np.ndarray:
     """Undiscounted returns of the noise-free episodes 0 to `episodes` - 1 of `seed`, (episodes,) float64."""
-    workers = Workers(envs.spec(snapshot.env_id), num_workers)
-    try:
+    with contextlib.closing(Workers(envs.spec(snapshot.env_id), num_workers)) as workers:
         done = workers.episodes(snapshot.action, 0.0, (STREAM, seed), range(episodes), "scoring")
-    finally:
-        workers.close()
     return np.array([episode.episodic_return for episode in done])
 
 

@@ -1,8 +1,8 @@
 """Files that a run reads back: written atomically, verified when read, and never able to run code.
 
-`.pt` and `.npz` files are zip archives, whose checksums `torch.load` and `np.load` leave unread: here they are checked.
-They don't cover the archive's directory, where a flipped bit can hide an array, so the SHA-256 of the archive is its
-comment. JSON files carry the SHA-256 of their content as an entry.
+`.pt` and `.npz` files are zip archives, whose checksums `torch.load` leaves unread: here they are checked. They don't
+cover the archive's directory, where a flipped bit can hide an array, so the SHA-256 of the archive is its comment.
+JSON files carry the SHA-256 of their content as an entry.
 """
 
 import hashlib

@@ -16,12 +16,6 @@ def is_reference(name: str) -> bool:
     return name.rpartition(":")[0].endswith(".py")
 
 
-def resolve(name: str) -> str:
-    """The same reference with an absolute path, so that it means the same in any folder."""
-    path, _, class_name = name.rpartition(":")
-    return f"{Path(path).resolve()}:{class_name}"
-
-
 def digest(name: str) -> str:
     """SHA-256 of the file's text and the class's name. Raises UserError if there is no file."""
     path, _, class_name = name.rpartition(":")

@@ -26,8 +26,6 @@ from tqdm import tqdm
 from common import Interrupted, UserError, Waiting, files, foreign
 from common.envs import EnvSpec
 
-WAITING = 75  # the exit status of a run that waits for a deployment or annotations [EX_TEMPFAIL of sysexits.h]
-
 
 class Range(NamedTuple):
     """The numbers that a flag takes: low to high, `low` itself unless `above`, and no infinity unless `inf`."""
@@ -38,9 +36,8 @@ class Range(NamedTuple):
     inf: bool = False
 
     def __contains__(self, value: float) -> bool:
-        if math.isnan(value) or (math.isinf(value) and not self.inf):
-            return False
-        return (value > self.low if self.above else value >= self.low) and value <= self.high
+        inside = self.low < value <= self.high if self.above else self.low <= value <= self.high
+        return inside and (self.inf or math.isfinite(value))
 
     def __str__(self) -> str:
         lower = "" if self.low == -math.inf else f" above {self.low:g}" if self.above else f" from {self.low:g} on"
@@ -68,7 +65,7 @@ def _marks(hint: Any) -> list[Any]:
 
 
 def checked(args: Any) -> Any:
-    """The flags with absolute paths in place of relative ones, so that a run goes on from any folder.
+    """The flags with absolute paths of the user's own files, so that a run goes on from any folder.
 
     Raises:
         UserError: a number is outside the range that its flag's type states, or isn't finite.
@@ -113,7 +110,7 @@ def difference(args: Any, other: dict[str, Any], may_differ: Collection[str] = (
 
 
 def command(args: Any, script: str) -> str:
-    """What starts this run again from nothing: its task and the flags that aren't the default, no folder."""
+    """What starts this run again from nothing: its task and the flags that aren't the default, but no run's folder."""
     words = ["python", script]
     for field in dataclasses.fields(args):
         value, flag = getattr(args, field.name), "--" + field.name.replace("_", "-")
@@ -174,7 +171,7 @@ def launch(args_type: type, main: Callable[[Any], Path]) -> None:
         sys.exit(f"error: {error}")
     except Waiting as stop:
         print(f"waiting: {stop}")
-        sys.exit(WAITING)
+        sys.exit(os.EX_TEMPFAIL)  # 75
     except Interrupted as stop:
         print(stop.args[0], file=sys.stderr)
         sys.exit(128 + stop.args[1])

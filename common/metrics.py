@@ -101,7 +101,7 @@ class Metrics:
         if not sys.stderr.isatty():  # no progress bar shows that the run is alive
             numbers = {name: value for name, value in line.items() if name not in CLOCKS and value is not None}
             step = f"pretrain step {line['pretrain_step']}" if line["pretrain_step"] else f"step {line['learner_step']}"
-            text = ", ".join(f"{name.partition('/')[2]} {value:.4g}" for name, value in numbers.items())
+            text = ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())
             tqdm.write(f"cycle {line['cycle']}, {step}: {text}")
 
     def _append(self, cells: Any) -> None:

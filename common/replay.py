@@ -40,13 +40,7 @@ class Replay:
     """Transitions of all batches so far, on the learner's device."""
 
     def __init__(
-        self,
-        capacity: int,
-        obs_size: int,
-        action_size: int,
-        n_step: int,
-        gamma: float,
-        device: torch.device,
+        self, capacity: int, obs_size: int, action_size: int, n_step: int, gamma: float, device: torch.device
     ) -> None:
         """Reserve room for `capacity` transitions; on a CPU, untouched memory is free."""
         self._n_step, self._gamma, self._capacity, self._device = n_step, gamma, capacity, device

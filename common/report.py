@@ -58,6 +58,12 @@ def curve(lines: list[dict[str, float]]) -> tuple[np.ndarray, np.ndarray]:
     return steps, np.array([line["eval/episodic_return"] for line in evaluated])
 
 
+def moving_means(returns: np.ndarray) -> np.ndarray:
+    """Moving mean M of ten evaluations' returns, or of all where there are fewer: (n,) -> (n - min(10, n) + 1,)."""
+    window = min(DIP_EVALUATIONS, len(returns))
+    return np.lib.stride_tricks.sliding_window_view(returns, window).mean(1)
+
+
 def dip(steps: np.ndarray, returns: np.ndarray, clone_mean: float) -> dict[str, Any] | None:
     """How far a run falls below its clone.
 
@@ -67,11 +73,10 @@ def dip(steps: np.ndarray, returns: np.ndarray, clone_mean: float) -> dict[str, 
     Args:
         steps, returns: (n,), of the run's evaluations. None is returned for n = 0.
     """
-    window = min(DIP_EVALUATIONS, len(returns))
-    if window == 0:
+    if len(returns) == 0:
         return None
-    means = np.lib.stride_tricks.sliding_window_view(returns, window).mean(1)
-    lowest = int(means.argmin())
+    means = moving_means(returns)
+    window, lowest = len(returns) - len(means) + 1, int(means.argmin())
     return {
         "depth": max(0.0, clone_mean - float(means[lowest])),
         "learner_step": int(steps[lowest + window - 1]),
@@ -80,22 +85,16 @@ def dip(steps: np.ndarray, returns: np.ndarray, clone_mean: float) -> dict[str, 
     }
 
 
-def falls(evaluations: list[np.ndarray]) -> dict[str, int]:
-    """Falls between consecutive evaluated cycles, from their returns R_k (n,) for the same n start seeds.
+def falls(returns: list[np.ndarray], paired: bool) -> dict[str, int]:
+    """Falls between consecutive cycles, from their returns R_k (n,), `paired` where they are of the same n start seeds.
 
-    count = #{k: mean(R_k) < mean(R_{k-1})}; significant = #{k: the 95 % bootstrap interval of mean(R_k - R_{k-1}) lies
-    entirely below 0}.
+    count = #{k: mean(R_k) < mean(R_{k-1})}; significant = #{k: the 95 % bootstrap interval of mean(R_k) - mean(R_{k-1})
+    lies entirely below 0}. Returns that aren't paired are resampled by themselves.
     """
-    changes = [after - before for before, after in itertools.pairwise(evaluations)]
-    below = [bootstrap_interval(change)[1] < 0 for change in changes]
-    return {"count": sum(bool(change.mean() < 0) for change in changes), "significant": sum(below)}
-
-
-def deployed_falls(deployments: list[np.ndarray]) -> dict[str, int]:
-    """As `falls`, from the returns of consecutive deployments, which aren't paired: each is resampled by itself."""
-    pairs = list(itertools.pairwise(deployments))
-    below = [np.quantile(resampled_means(b, 1) - resampled_means(a), 0.975) < 0 for a, b in pairs]
-    return {"count": sum(bool(b.mean() < a.mean()) for a, b in pairs), "significant": int(sum(below))}
+    pairs = list(itertools.pairwise(returns))
+    changes = [resampled_means(b - a) if paired else resampled_means(b, 1) - resampled_means(a) for a, b in pairs]
+    significant = sum(bool(np.quantile(change, 0.975) < 0) for change in changes)
+    return {"count": sum(bool(b.mean() < a.mean()) for a, b in pairs), "significant": significant}
 
 
 def _read_evaluations(run_dir: Path) -> dict[int, tuple[int, np.ndarray]]:
@@ -104,12 +103,7 @@ def _read_evaluations(run_dir: Path) -> dict[int, tuple[int, np.ndarray]]:
     for path in sorted(run_dir.glob("cycle_*/evaluation.json")):
         content = files.load_json(path, "evaluation", files.REMAKE)
         evaluations[content["cycle"]] = (content["learner_step"], np.array(content["returns"], np.float64))
-    evaluations = dict(sorted(evaluations.items()))
-    if evaluations and 0 not in evaluations:
-        raise UserError(f"{run_dir} has no cycle_0000/evaluation.json, so there is nothing to compare its cycles with.")
-    if len({len(returns) for _, returns in evaluations.values()}) > 1:
-        raise UserError(f"the evaluations of {run_dir} have different numbers of episodes, so they can't be paired.")
-    return evaluations
+    return dict(sorted(evaluations.items()))
 
 
 def _read_deployed(run_dir: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -175,7 +169,7 @@ def make_report(run_dir: Path, queries: dict[str, int], seconds: dict[str, float
         "final": {"return": summarise(list(evaluations.values())[-1][1]) if evaluations else cycles[-1]["deployed"]},
         "cycles": cycles,
         "dip": dip(*curve(lines), start["mean"]) if has_clone and evaluations else None,
-        "falls": falls([returns for _, returns in evaluations.values()]) if evaluations else deployed_falls(groups),
+        "falls": falls([returns for _, returns in evaluations.values()] or groups, paired=bool(evaluations)),
         "regret": regret,
         "regret_per_episode": regret / len(deployed_return) if teacher and len(deployed_return) else None,
         "teacher_queries": queries,
@@ -210,8 +204,7 @@ def draw_learning_curve(run_dir: Path) -> Path:
         if len(returns) > 0:
             axes.plot(steps, returns, color=colours["one"], linewidth=0.5, alpha=0.7, label="evaluation, no noise")
         if len(returns) > DIP_EVALUATIONS:
-            mean = np.lib.stride_tricks.sliding_window_view(returns, DIP_EVALUATIONS).mean(1)
-            label = f"mean of {DIP_EVALUATIONS} evaluations"
+            mean, label = moving_means(returns), f"mean of {DIP_EVALUATIONS} evaluations"
             axes.plot(steps[DIP_EVALUATIONS - 1 :], mean, color=colours["ten"], linewidth=1.4, label=label)
         groups = [(x, cycle["deployed"]) for x, cycle in zip(ends, kept, strict=False) if cycle["deployed"]]
         if groups:

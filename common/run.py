@@ -9,7 +9,6 @@ import shlex
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -62,7 +61,8 @@ class Run:
         Raises:
             UserError: the folder can't be written, is in use, or holds another run; or `--pretrained` doesn't fit.
         """
-        self._watch = progress.Stopwatch()
+        self._stopwatch = progress.Stopwatch()
+        self.timed = self._stopwatch.timed
         if args.track:
             metrics.check_login()
         if args.capture_video:
@@ -82,7 +82,7 @@ class Run:
             self._folder.copy_cycle_0(Path(args.pretrained))
         self._folder.begin()
         saved = self._saved or {"metrics": None, "wall_s": 0.0, "wandb_id": None}
-        self._watch.before, self._wandb_id = saved["wall_s"], saved["wandb_id"]
+        self._stopwatch.before, self._wandb_id = saved["wall_s"], saved["wandb_id"]
         self._metrics = metrics.Metrics(self.dir / "metrics.csv", keys, saved["metrics"])
         if args.track:
             self._wandb_id = self._metrics.start_wandb(self._wandb_id, args, row)
@@ -95,9 +95,7 @@ class Run:
         self._interrupt.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._interrupt.stop()
         self._workers.close()
         with contextlib.suppress(OSError):  # of a full disk, which was reported when a line was written
@@ -115,7 +113,7 @@ class Run:
         if self._saved is not None:
             checkpoint.put_back(parts, self._saved["state"])
             self.cycle, self.step = self._saved["cycle"], self._saved["step"]
-            self._watch.seconds, self._metrics.last_return = self._saved["seconds"], self._saved["last_return"]
+            self._stopwatch.seconds, self._metrics.last_return = self._saved["seconds"], self._saved["last_return"]
             self._saved = None  # it is as large as the networks and their optimisers
             tqdm.write(f"continuing {self.dir} in cycle {self.cycle} at step {self.step}")
 
@@ -163,8 +161,9 @@ class Run:
         self._check_finite()
         with self._interrupt.later(), self.timed("writing"):
             self._folder.write_batches()
-            content = {"run": self._folder.run_id, "cycle": self.cycle, "step": self.step, "wall_s": self._watch.total}
-            content |= {"state": checkpoint.collect(self._parts), "seconds": self._watch.seconds}
+            content = {"run": self._folder.run_id, "cycle": self.cycle, "step": self.step}
+            content |= {"wall_s": self._stopwatch.total, "seconds": self._stopwatch.seconds}
+            content |= {"state": checkpoint.collect(self._parts)}
             content |= {"metrics": self._metrics.place(), "last_return": self._metrics.last_return}
             content |= {"wandb_id": self._wandb_id}
             if (self.cycle, self.step) == (1, 0):  # for runs with --pretrained; first, for the next line ends cycle 0
@@ -287,10 +286,6 @@ class Run:
     def _learner_step(self) -> int:
         return self.step if self.cycle > 0 else 0
 
-    def timed(self, what: str) -> contextlib.AbstractContextManager:
-        """Book the time inside the block under `what`, and not under the block around it."""
-        return self._watch.timed(what)
-
     def log(self, step: int, values: dict[str, Any], evaluate: Actor | None = None) -> None:
         """Write a line of metrics: 0-dim tensors or numbers; None is left out.
 
@@ -301,7 +296,7 @@ class Run:
         """
         self._check_finite()
         clock = {"cycle": self.cycle, "actor_step": self.actor_step, "learner_step": step if self.cycle > 0 else 0}
-        clock |= {"pretrain_step": step if self.cycle == 0 else None, "wall_s": round(self._watch.total, 3)}
+        clock |= {"pretrain_step": step if self.cycle == 0 else None, "wall_s": round(self._stopwatch.total, 3)}
         pending = None
         with self.timed("waiting for evaluations"):
             if evaluate is not None and self.args.eval_episodes > 0 and self.env.simulated:
@@ -324,9 +319,9 @@ class Run:
                 self.score_teacher()  # if that is lost
             for cycle in filter(self._folder.kept, range(self.args.num_cycles + 1)):
                 self._check_policy(self._folder.cycle_dir(cycle))
-            content = report.make_report(self.dir, queries, self._watch.seconds)
+            content = report.make_report(self.dir, queries, self._stopwatch.seconds)
             report.draw_learning_curve(self.dir)
         self._metrics.finish_wandb(content, self.dir / "learning_curve.png")
-        tqdm.write(f"seconds  {self._watch}\nreport   {self.dir / 'report.json'}")
+        tqdm.write(f"seconds  {self._stopwatch}\nreport   {self.dir / 'report.json'}")
         tqdm.write(f"picture  {self.dir / 'learning_curve.png'}\npolicies {self.dir}/cycle_*/snapshot.pt")
         return self.dir

@@ -48,8 +48,7 @@ class Snapshot:
     def action_gradient(self, obs: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
         """dQ*/da at (s, a): (B, obs_size), (B, action_size) -> (B, action_size)."""
         with torch.enable_grad():
-            if not action.requires_grad:
-                action = action.detach().requires_grad_()
+            action = action.detach().requires_grad_()
             return torch.autograd.grad(self.q_value(obs, action).sum(), action)[0]
 
 

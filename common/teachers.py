@@ -16,7 +16,6 @@ from common.rollouts import Episode, pack, unpack
 from common.workers import Workers
 
 SHIPPED = Path(__file__).resolve().parent.parent / "teachers"
-NEEDS = ("nothing", "demonstrations", "actions", "action_gradients")  # each includes the ones before it
 
 
 class Teacher(Protocol):
@@ -82,16 +81,12 @@ class UserTeacher:
 class Recorded:
     """Demonstrations from a file, by whom or what ever: they can't be asked anything."""
 
-    gives_gradients = False
+    gives_gradients, action = False, None  # `load` refuses it where a row asks for more than demonstrations
 
     def __init__(self, path: Path, env: EnvSpec) -> None:
         """Read the file. Raises UserError as `recorded.read`."""
         self.episodes, self.intended = recorded.read(path, env)
         self.sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-
-    def action(self, obs: torch.Tensor) -> torch.Tensor:
-        """Raises UserError: no row that needs it takes such a teacher."""
-        raise UserError("recorded episodes give demonstrations only.")
 
 
 def load(name: str, env: EnvSpec, needs: str, device: torch.device) -> Teacher | None:
@@ -99,7 +94,7 @@ def load(name: str, env: EnvSpec, needs: str, device: torch.device) -> Teacher |
 
     Args:
         name: `expert` or `mid` (shipped), PATH.pt, FILE.py:Class, recorded episodes FILE.npz, or `none`.
-        needs: one of `NEEDS`.
+        needs: nothing, demonstrations, actions or action_gradients, each with what stands before it.
 
     Raises:
         UserError: it doesn't exist, was trained on another task, gives less than is needed, or answers nonsense.
@@ -114,7 +109,7 @@ def load(name: str, env: EnvSpec, needs: str, device: torch.device) -> Teacher |
             raise UserError(f"--teacher {name}: recorded episodes give demonstrations only; this row needs {asked}.")
         return Recorded(Path(name), env)
     if foreign.is_reference(name):
-        teacher: Teacher = UserTeacher(foreign.resolve(name), env, device)
+        teacher: Teacher = UserTeacher(str(Path(name).resolve()), env, device)
     else:
         path = SHIPPED / f"{env.env_id}-{name}.pt" if name in ("expert", "mid") else Path(name)
         if not path.is_file():

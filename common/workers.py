@@ -35,19 +35,6 @@ def _run_pickled(
     return run_block(env_id, pickle.loads(pickled_actor), sigma, stream, indices)
 
 
-class _Done:
-    """Episodes that were run in this process."""
-
-    def __init__(self, episodes: list[Episode]) -> None:
-        self._episodes = episodes
-
-    def done(self) -> bool:
-        return True
-
-    def result(self) -> list[Episode]:
-        return self._episodes
-
-
 def _run_on_ray(timeout: float, *arguments: Any) -> list[Episode] | str:
     """Run a block in a Ray worker, which is lost on purpose if it hangs. Returns the sentence of a UserError."""
     faulthandler.dump_traceback_later(timeout, exit=True)
@@ -121,10 +108,8 @@ class Workers:
 
     def _start(self) -> pebble.ProcessPool:
         # A fork server's children come from a process that never ran torch, CUDA or a thread: clean, and fast to start.
-        methods = multiprocessing.get_all_start_methods()
-        context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
-        if context.get_start_method() == "forkserver":
-            context.set_forkserver_preload(["torch", "dm_control.suite"])
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["torch", "dm_control.suite"])
         return pebble.ProcessPool(self.num_workers, initializer=_initialise_worker, context=context)
 
     def _start_ray(self) -> ModuleType:
@@ -153,7 +138,9 @@ class Workers:
             return _OnRay(self._ray, task.remote(self._timeout, pickled, env_id, sigma, stream, indices), what)
         arguments = [pickle.dumps(actor), env_id, sigma, stream, indices]
         if self.num_workers == 0:
-            return _Done(_run_pickled(*arguments))
+            done = concurrent.futures.Future()
+            done.set_result(_run_pickled(*arguments))
+            return done
         return _InWorker(lambda: self._schedule(arguments), what)
 
     def _schedule(self, arguments: list[Any]) -> concurrent.futures.Future:

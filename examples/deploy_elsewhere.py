@@ -7,6 +7,7 @@ tried: this brings what would have been done with `--deploy here` and `--annotat
 real, only the last lines of `deploy` and `annotate` matter: which file is written, with what in it.
 """
 
+import contextlib
 import json
 import sys
 from dataclasses import dataclass
@@ -53,13 +54,9 @@ class Exported(torch.nn.Module):
 
 def deploy(folder: Path, args: dict, cycle: int, missing: int, num_workers: int) -> None:
     """Run the exported policy for `missing` steps and write the episodes."""
-    env = envs.spec(args["env_id"])
-    workers = Workers(env, num_workers)
-    try:
-        stream, policy = (args["seed"], rollouts.DEPLOY, cycle), Exported(folder / "policy.torchscript")
+    stream, policy = (args["seed"], rollouts.DEPLOY, cycle), Exported(folder / "policy.torchscript")
+    with contextlib.closing(Workers(envs.spec(args["env_id"]), num_workers)) as workers:
         episodes = workers.steps(policy, args["sigma"], stream, missing, "deploying")
-    finally:
-        workers.close()
     recorded.write(folder / "episodes.npz", [episode._asdict() for episode in episodes])
 
 

@@ -11,6 +11,7 @@ What is said of it at the end is measured by who answers, also how well one fare
 which was asked, and beyond: benchmark/results/preferences has these numbers, and what they come to in a run.
 """
 
+import contextlib
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,11 +123,8 @@ def main(args: Args) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(args.seed)
     teacher = expert(args.env_id, torch.device("cpu"))
-    workers = Workers(envs.spec(args.env_id), 2)
-    try:
+    with contextlib.closing(Workers(envs.spec(args.env_id), 2)) as workers:
         episodes = workers.episodes(teacher.action, SIGMA, (STREAM,), range(EPISODES), "episodes")
-    finally:
-        workers.close()
     states = torch.cat([torch.from_numpy(episode.obs[:-1]) for episode in episodes])
 
     def ask(count: int) -> tuple[torch.Tensor, ...]:

@@ -6,8 +6,8 @@ Copy this file, put your networks in the place of `Policy` and `Critic`, and sav
 `find_weights` looks for: torch.save({"policy": ..., "critic": ...}, "cartpole-swingup.pt"). Until there is one, it
 reads the weights of the teacher that ships with this project, so that it runs as it is.
 
-Demonstrations are cached under the hash of this file's text, which doesn't cover the weights: when they change, change
-a comment here too, or --demo-dir.
+Demonstrations are cached under the hash of this file's text, which doesn't cover the weights: where these have changed,
+so that it acts otherwise, that is noticed and demonstrations are made again.
 """
 
 from pathlib import Path

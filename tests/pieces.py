@@ -7,7 +7,6 @@ from pathlib import Path
 
 import rows
 import torch
-import tyro
 
 import gbrl_d4pg
 from common import snapshots
@@ -25,9 +24,8 @@ ROWS = (
 
 def parse(row, **flags):
     """The row's script and its arguments as its command line gives them."""
-    name, *words = rows.command(row)
-    script = importlib.import_module(Path(name).stem)
-    return script, dataclasses.replace(tyro.cli(script.Args, args=words), **flags)
+    script, args = rows.load(row)
+    return script, dataclasses.replace(args, **flags)
 
 
 def make_args(row, **flags):

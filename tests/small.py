@@ -2,6 +2,7 @@
 
 import collections
 import csv
+import dataclasses
 import importlib
 import json
 import multiprocessing
@@ -23,20 +24,9 @@ SMALL = {
 }  # fmt: skip
 FILE = Path(__file__).with_name("toy.py")
 TOY = {"env_id": f"{FILE}:Point", "teacher": f"{FILE}:Pusher", "actor_steps": 400}  # with these it takes a second
-RATES = {"bc_reg_decay": 5.0}  # where it isn't 1
-
-
-def _flags(name):
-    """Row `name` of the table, with a rate if it takes one: its name, its script's module and its flags."""
-    row, rate = rows.ROWS[name], RATES.get(name, 1.0)
-    flags = {flag.replace("-", "_"): value for flag, value in row.flags.items()}
-    if not row.decays:
-        return name, (row.script.removesuffix(".py"), flags)
-    return f"{name}:{rate:g}", (row.script.removesuffix(".py"), flags | {"decay_rate": rate})
-
-
-ROWS = dict(map(_flags, rows.ROWS))
-SCRIPTS = tuple(dict.fromkeys(name for name, _ in ROWS.values()))
+RATES = {"bc_reg_decay": 5}  # where it isn't 1
+ROWS = tuple(f"{name}:{RATES.get(name, 1)}" if row.decays else name for name, row in rows.ROWS.items())
+SCRIPTS = tuple(dict.fromkeys(row.script.removesuffix(".py") for row in rows.ROWS.values()))
 
 
 def own(folder, name, code):
@@ -52,8 +42,8 @@ def script(name):
 
 def make_args(row, run_dir, demo_dir, **flags):
     """The script of a row of the table, and the flags of its small run."""
-    name, own = ROWS[row]
-    return script(name), script(name).Args(run_dir=str(run_dir), demo_dir=str(demo_dir), **(SMALL | own | flags))
+    module, args = rows.load(row)
+    return module, dataclasses.replace(args, run_dir=str(run_dir), demo_dir=str(demo_dir), **(SMALL | flags))
 
 
 def run_row(row, run_dir, demo_dir, **flags):
@@ -106,7 +96,7 @@ def live(row, args, steps=(), renames=False, seen=(), number=signal.SIGKILL):
     Returns:
         The moment, or None if there was none and the run ended by itself.
     """
-    module, pipe = script(ROWS[row][0]), multiprocessing.Pipe(duplex=False)
+    module, pipe = rows.load(row)[0], multiprocessing.Pipe(duplex=False)
 
     def child():
         forkserver._forkserver.__init__()  # the parent's can start no workers here

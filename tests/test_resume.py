@@ -189,6 +189,8 @@ def test_a_clone_of_another_run_is_refused(alone, tmp_path, demo_dir):
     live("bc", make_args("bc", tmp_path / "unfinished", demo_dir, **TOY)[1], steps=[(0, 50)])
     shutil.copytree(alone("bc"), tmp_path / "damaged")
     (tmp_path / "damaged" / "metrics.csv").write_text("cycle\n")
+    shutil.copytree(alone("bc"), tmp_path / "lost")
+    (tmp_path / "lost" / "metrics.csv").unlink()
     other = {"teacher": str(alone("bc") / "cycle_0001" / "snapshot.pt")}
     refused = [
         (alone("bc"), {"seed": 2}, "--seed 1, not 2"),
@@ -197,6 +199,7 @@ def test_a_clone_of_another_run_is_refused(alone, tmp_path, demo_dir):
         (tmp_path / "unfinished", {}, "no run that has finished its pre-training"),
         (tmp_path / "nowhere", {}, "no run that has finished its pre-training"),
         (tmp_path / "damaged", {}, "its metrics.csv isn't what it wrote"),
+        (tmp_path / "lost", {}, "its metrics.csv isn't what it wrote"),
     ]
     for source, flags, sentence in refused:
         module, args = make_args("ta:1", tmp_path / "run", demo_dir, pretrained=str(source), **(TOY | flags))
