@@ -153,7 +153,7 @@ def test_a_bad_episode_is_named(name, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.filterwarnings("ignore:env_spec is None")
+@pytest.mark.filterwarnings("ignore::UserWarning:minari")
 def test_a_minari_dataset_becomes_recorded_episodes(tmp_path, monkeypatch):
     import minari
     from gymnasium import spaces
