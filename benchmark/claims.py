@@ -61,7 +61,7 @@ def in_cycles(run: Run) -> np.ndarray:
 
 
 def floor(run: Run) -> float:
-    """C - 3 s / sqrt(10), s the standard deviation of the clone's returns: what M of the clone itself stays above."""
+    """C - 3 s / sqrt(10), s the deviation of the clone's returns: the clone's own M is hardly ever below."""
     returns = run.report["clone"]["return"]
     return returns["mean"] - CHANCE * returns["std"] / report.DIP_EVALUATIONS**0.5
 

@@ -43,6 +43,7 @@ class Run:
         cycle, step: the place: 0 and a step of pre-training, or a cycle and the number of learner steps taken so far.
         actor_step: environment steps of the batches that `deploy` has returned.
         sps: environment steps per second of the last deployment, None if it was read back.
+        timed: books the time inside a block under a name, and not under the block around it.
     """
 
     def __init__(

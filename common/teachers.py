@@ -81,7 +81,8 @@ class UserTeacher:
 class Recorded:
     """Demonstrations from a file, by whom or what ever: they can't be asked anything."""
 
-    gives_gradients, action = False, None  # `load` refuses it where a row asks for more than demonstrations
+    gives_gradients = False
+    action = None  # `load` refuses it where a row asks for more than demonstrations
 
     def __init__(self, path: Path, env: EnvSpec) -> None:
         """Read the file. Raises UserError as `recorded.read`."""

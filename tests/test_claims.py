@@ -244,6 +244,9 @@ def test_where_a_run_first_falls_by_a_tenth():
     assert claims.first_fall(run) == pytest.approx(109 / 400)
     assert claims.first_fall(made("bc", "expert", 4, [800, 720, 900, 800], clone=800)) is None  # a tenth, not more
     assert claims.first_fall(made("bc", "expert", 4, [700] * 4, clone=800)) == pytest.approx(9 / 400)  # the first M
+    varied = made("bc", "expert", 4, [700] * 4, clone=800)
+    varied.report["clone"]["return"]["std"] = 10 * 10**0.5  # so 700 is above 800 - 30 - 80
+    assert claims.first_fall(varied) is None
     few = made("bc", "expert", 4, [800] * 4, clone=800)._replace(steps=np.array([0, 4]), returns=np.array([0.0, 9.0]))
     assert claims.first_fall(few) == 1
 

@@ -7,6 +7,7 @@ import typing
 
 import pytest
 import rows
+import sweep
 from pieces import parse
 from shared_text import ROOT, TRUNK, VARIANTS, parts, repaired
 
@@ -99,3 +100,9 @@ def test_readings_as_they_are_written():
     script, args = parse("ta_qf,beta-decay")
     with pytest.raises(UserError, match="--beta-decay needs a --beta above 0"):
         script.row(args)
+
+
+def test_rows_share_a_clone_unless_a_reading_is_of_cloning():
+    same = ("bc", "bc_reg_decay:5", "ta:5,beta-decay", "tg:1,sigma:0.2")
+    assert {sweep.clone_of(row) for row in same} == {"bc"}
+    assert sweep.clone_of("ta_qf,demo-sigma:0,beta:5") == "bc,demo-sigma:0"
