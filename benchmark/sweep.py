@@ -73,8 +73,6 @@ def clone_of(row: str) -> str:
 
 def main(args: Args, more: list[str]) -> None:
     """Run all, report each that ends, and exit with status 1 if one failed."""
-    if not any(word.startswith("--num-workers") for word in more):  # a learner and its workers share the processors
-        more = [*more, "--num-workers", str(max(0, (os.cpu_count() or 1) // args.parallel - 1))]
     clones: dict[Path, list[str]] = {}
     finished: list[Path] = []
     jobs: dict[Path, tuple[Path, list[str]]] = {}
@@ -95,6 +93,15 @@ def main(args: Args, more: list[str]) -> None:
                     clones[folder] = [*rows.command(clone), *shared, *short]
                     words = [*rows.command(row), *shared, "--num-cycles", str(cycles), "--pretrained", str(folder)]
                     jobs[args.output / name] = (folder, words)
+
+    if not any(word.startswith("--num-workers") for word in more):  # a run's learner and workers share its processors
+        processors = os.cpu_count() or 1
+        for _, words in jobs.values():
+            words += ["--num-workers", str(max(0, processors // args.parallel - 1))]
+        # A clone runs its episodes while nothing learns, and often there is only one.
+        share = processors // min(args.parallel, len(clones) or 1)
+        for words in clones.values():
+            words += ["--num-workers", str(share if share > 1 else 0)]
 
     with concurrent.futures.ThreadPoolExecutor(args.parallel) as pool:
         cloning = {folder: pool.submit(run, words, folder) for folder, words in clones.items()}
