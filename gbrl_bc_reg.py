@@ -165,6 +165,7 @@ READINGS = ("demo_sigma", "sigma", "demos_in_replay", "dqda_clip")
 # Flags that have no part in cloning and critic evaluation: --pretrained may come from a run where they differ.
 AFTER_PRETRAINING = ("num_cycles", "scale", "actor_steps", "learner_steps", "samples_per_insert", "demos_in_replay")
 AFTER_PRETRAINING += ("buffer_size", "sigma", "dqda_clip", "eval_every", "eval_episodes", "keep_every", "compile")
+AFTER_PRETRAINING += ("deploy", "annotate", "annotate_fraction")
 
 
 def resolve(args: Args, env: EnvSpec) -> Args:
@@ -172,9 +173,8 @@ def resolve(args: Args, env: EnvSpec) -> Args:
     args = copy.copy(args)
     if args.num_atoms < 2 or not args.v_min < args.v_max:
         raise UserError(f"--num-atoms {args.num_atoms} from {args.v_min} to {args.v_max}: need 2, and v-min < v-max.")
-    actor_steps = args.actor_steps or round(2_000_000 * args.scale)
-    args.learner_steps = args.learner_steps or int(actor_steps * args.samples_per_insert / args.batch_size)
-    args.actor_steps = round(actor_steps / env.episode_length) * env.episode_length
+    args.actor_steps = round((args.actor_steps or 2_000_000 * args.scale) / env.episode_length) * env.episode_length
+    args.learner_steps = args.learner_steps or int(args.actor_steps * args.samples_per_insert / args.batch_size)
     args.demo_episodes = args.demo_episodes or max(100, round(1_000 * args.scale))
     if args.critic_steps is None:
         args.critic_steps = max(10_000, round(100_000 * args.scale))
@@ -341,8 +341,8 @@ def row(args: Args) -> str:
     return launch.row_name(name, args, READINGS)
 
 
-def queries(args: Args, replay: Replay) -> dict[str, int]:
-    """How much the teacher was asked while learning."""
+def queries(args: Args, replay: Replay, learner_steps: int) -> dict[str, int]:
+    """How much the teacher was asked in so many learner steps."""
     return {"states_annotated": 0, "gradients_asked": 0}  # its only help is the demonstrations
 
 
@@ -430,7 +430,7 @@ def pretrain_critic(args: Args, agent: Agent, demos: Replay, sampler: torch.Gene
         run.watch(loss.detach() + norm, step)
         done = step + 1 - args.bc_steps
         if done % args.target_period == 0:
-            agent.target_critic.load_state_dict(agent.critic.state_dict())
+            agent.copy_targets()
         if done % 1_000 == 0:
             run.log(step + 1, {"losses/critic_loss": loss.detach()})
     agent.copy_targets()
@@ -537,7 +537,7 @@ def main(args: Args) -> Path:
             learn(args, agent, teacher, replay, sampler, run, compute, first, last)
             agent.previous_policy.load_state_dict(agent.policy.state_dict())
             run.next_cycle(agent.policy, agent.critic)
-        return run.report(**queries(args, replay))
+        return run.report(**queries(args, replay, run.step))
 
 
 if __name__ == "__main__":

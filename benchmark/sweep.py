@@ -81,14 +81,15 @@ def main(args: Args, more: list[str]) -> None:
             for cycles in args.num_cycles:
                 for row in args.rows:
                     budget = (f"{args.scale:g}", str(seed))
-                    name = "__".join([env_id, row.replace(":", "-"), args.teacher, str(cycles), *budget])
+                    task, by = (Path(flag).name.replace(":", "-") for flag in (env_id, args.teacher))  # may be files
+                    name = "__".join([task, row.replace(":", "-"), by, str(cycles), *budget])
                     if args.results is not None and (args.results / f"{name}.json").exists():
                         finished.append(args.results / f"{name}.json")
                         continue
                     shared = ["--env-id", env_id, "--teacher", args.teacher, "--seed", str(seed), *more]
                     shared += ["--scale", str(args.scale)]
                     clone = clone_of(row)
-                    folder = args.output / "__".join(["clone", env_id, clone.replace(":", "-"), args.teacher, *budget])
+                    folder = args.output / "__".join(["clone", task, clone.replace(":", "-"), by, *budget])
                     short = ["--num-cycles", "1", "--actor-steps", "1000", "--learner-steps", "1"]
                     clones[folder] = [*rows.command(clone), *shared, *short]
                     words = [*rows.command(row), *shared, "--num-cycles", str(cycles), "--pretrained", str(folder)]

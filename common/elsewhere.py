@@ -1,6 +1,7 @@
 """Deployment and annotation by somebody else: what they need is written, and the run waits for what they bring back.
 
-Each exchange is a file in the folder of the cycle; `waiting.json` in the run's folder says to programs which.
+Each exchange is a file in the folder of the cycle; `waiting.json` in the run's folder says to programs which, and is
+there only while the run waits.
 `policy.torchscript` maps obs (B, obs_size) float32 to actions (B, action_size) and runs without this repository:
 `torch.jit.load("policy.torchscript")`.
 """
@@ -18,6 +19,7 @@ from common.envs import EnvSpec
 from common.rollouts import Episode
 
 EPISODES, STATES, ANNOTATIONS, TAKEN = "episodes.npz", "states.npz", "annotations.npz", "annotated.npz"
+WAITING = "waiting.json"
 
 
 def deployed(folder: Path, policy: torch.nn.Module, sigma: float, env: EnvSpec, missing: int) -> list[Episode]:
@@ -25,7 +27,7 @@ def deployed(folder: Path, policy: torch.nn.Module, sigma: float, env: EnvSpec, 
 
     Raises:
         Waiting: they aren't there yet; the policy is exported into `folder`.
-        UserError: their file is damaged, or isn't what such a file must be.
+        UserError: their file is damaged, isn't what such a file must be, or has a whole episode too many.
     """
     path = folder / EPISODES
     if not path.exists():
@@ -38,7 +40,9 @@ def deployed(folder: Path, policy: torch.nn.Module, sigma: float, env: EnvSpec, 
         )
         _wait(folder, sentence, {"for": "episodes", "steps": missing, "sigma": sigma})
     episodes, _ = recorded.read(path, env)
-    if (there := rollouts.num_steps(episodes)) != missing:
+    if (there := rollouts.num_steps(episodes)) >= missing + env.episode_length:
+        raise UserError(f"{path} has {there} steps, where {missing} were asked for: leave out whole episodes.")
+    if there != missing:
         what = "later deployments make up for it" if there < missing else "later deployments are shorter for it"
         print(f"{path} has {there} of {missing} steps: updates follow the steps that were taken, and {what}.")
     return episodes
@@ -47,7 +51,7 @@ def deployed(folder: Path, policy: torch.nn.Module, sigma: float, env: EnvSpec, 
 def _wait(folder: Path, sentence: str, request: dict[str, Any]) -> None:
     """Write down for programs what the run waits for, and stop with the sentence for people."""
     request |= {"folder": folder.name, "cycle": int(folder.name[6:])}
-    files.save_json(folder.parent / "waiting.json", request)
+    files.save_json(folder.parent / WAITING, request)
     raise Waiting(f"{sentence}; then go on with --resume {folder.parent}")
 
 

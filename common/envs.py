@@ -144,10 +144,14 @@ class ForeignEnv:
 
     def step(self, action: np.ndarray, obs: np.ndarray) -> tuple[float, float, bool]:
         """As `Env` says."""
-        answer = foreign.guard(self.spec.env_id, "step", lambda: self._env.step(action.copy(), self._obs))
+
+        def step() -> tuple[float, float, bool]:
+            reward, discount, over = self._env.step(action.copy(), self._obs)
+            return float(reward), float(discount), bool(over)
+
+        answer = foreign.guard(self.spec.env_id, "step", step)
         obs[:] = self._obs
-        reward, discount, over = answer
-        return reward, discount, over
+        return answer
 
 
 def _flatten(observation: dict[str, np.ndarray], out: np.ndarray) -> None:

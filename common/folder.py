@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from common import UserError, files, launch
+from common import UserError, elsewhere, files, launch
 from common.rollouts import Episode, pack, unpack
 
 PACKAGES = ("torch", "numpy", "dm-control", "mujoco")
@@ -42,19 +42,21 @@ class Folder:
             UserError: it can't be written, is in use, or holds another run.
         """
         self._args, self.script = args, script
-        flags = {name: value for name, value in dataclasses.asdict(args).items() if name not in launch.FREE_FLAGS}
-        identity = [script.name, flags, teacher_sha256]
-        self.run_id = hashlib.sha256(json.dumps(identity).encode()).hexdigest()  # in each file that is read back
         self._unsaved: list[tuple[int, list[Episode]]] = []
         self._stored: tuple[int, dict[int, list[Episode]]] = (0, {})
         self.path = self._open(row)
         self.is_new = not (self.path / "args.json").exists()
         self._content = {"script": script.name, "row": row, "teacher_sha256": teacher_sha256}
+        flags = dataclasses.asdict(args)
         if not self.is_new:
             self._refuse_other_flags(teacher_sha256)
             self._refuse_other_code()
+            flags = files.load_json(self.path / "args.json", "arguments")["args"]  # changed code may have more flags
             for folder in (self.path, *self.path.glob("cycle_*")):
                 files.remove_leftovers(folder)
+            (self.path / elsewhere.WAITING).unlink(missing_ok=True)
+        identity = [script.name, {k: v for k, v in flags.items() if k not in launch.FREE_FLAGS}, teacher_sha256]
+        self.run_id = hashlib.sha256(json.dumps(identity).encode()).hexdigest()  # in each file that is read back
 
     def begin(self) -> None:
         """Write what is run into a new folder, at last `args.json`, from when on the folder holds a run."""

@@ -145,8 +145,8 @@ def check_elsewhere(args: Any, env: EnvSpec, needs: str) -> None:
     """Raise UserError if a run can't work with what comes from elsewhere as the flags say."""
     if not env.simulated and args.deploy == "here":
         raise UserError(f"--env-id {args.env_id} can't be simulated: --deploy elsewhere.")
-    if args.deploy == "elsewhere" and args.keep_every > 1:
-        raise UserError("--deploy elsewhere needs the files of each cycle: leave out --keep-every.")
+    if "elsewhere" in (args.deploy, args.annotate) and args.keep_every > 1:
+        raise UserError("--deploy and --annotate elsewhere need the files of each cycle: leave out --keep-every.")
     if args.annotate == "elsewhere" and needs != "actions":
         raise UserError("--annotate elsewhere is for rows that need the teacher's actions.")
     if args.annotate == "here" and args.annotate_fraction < 1:

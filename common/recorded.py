@@ -14,7 +14,7 @@ A file holds E episodes, the first of T_1 steps, one behind the other:
 | length | (E,) | T_i |
 | intended_action | (sum of T_i, action_size), optional | what was meant, where noise changed what was executed |
 
-`write` makes it from a list of episodes, each a mapping with these arrays but `length`.
+Numbers may have any type. `write` makes it from a list of episodes, each a mapping with these arrays but `length`.
 """
 
 import sys
@@ -59,24 +59,33 @@ def write(path: Path, episodes: Sequence[Mapping[str, Any]]) -> None:
     files.save_arrays(path, **flat)
 
 
-def read(path: Path, env: envs.EnvSpec) -> tuple[list[Episode], np.ndarray]:
+def read(path: Path, env: envs.EnvSpec | None) -> tuple[list[Episode], np.ndarray]:
     """The episodes of a file, and what was meant in them: `intended_action` or else `action`, (sum of T_i, .).
+
+    Args:
+        env: the task that it must fit, None for any.
 
     Raises:
         UserError: as `write`; or an array has other sizes than the task, or an episode is longer than its time limit.
     """
     arrays = files.load_arrays(path, "recorded episodes", "record them again")
+    types = dict.fromkeys(("obs", *COLUMNS), np.float32) | {"length": np.int64}
+    arrays = {name: np.ascontiguousarray(arrays[name], dtype) for name, dtype in types.items() if name in arrays}
     try:
         episodes, _ = unpack({"cycle": np.zeros(len(arrays.get("length", ()))), **arrays})
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    sizes = arrays["obs"].shape[1:], arrays["action"].shape[1:]
-    if sizes != ((env.obs_size,), (env.action_size,)):
+    if not episodes:
+        raise UserError(f"{path} has no episodes.")
+    sizes = [arrays[name].shape[1:] for name in ("obs", "action", "reward", "discount")]
+    if sizes[2:] != [(), ()]:
+        raise UserError(f"{path}: reward and discount must be one number a step, not {sizes[2]} and {sizes[3]}.")
+    if env is not None and sizes[:2] != [(env.obs_size,), (env.action_size,)]:
         raise UserError(
             f"{path}: observations and actions have shapes {sizes[0]} and {sizes[1]}; {env.env_id} has "
             f"({env.obs_size},) and ({env.action_size},)."
         )
-    if max(arrays["length"]) > env.episode_length:
+    if env is not None and max(arrays["length"]) > env.episode_length:
         i = int(np.argmax(arrays["length"] > env.episode_length))
         steps = arrays["length"][i]
         raise UserError(f"{path}: episode {i} has {steps} steps; {env.env_id} ends at {env.episode_length}.")
@@ -84,7 +93,7 @@ def read(path: Path, env: envs.EnvSpec) -> tuple[list[Episode], np.ndarray]:
     if intended.shape != arrays["action"].shape:
         raise UserError(f"{path}: intended_action has shape {intended.shape}, action {arrays['action'].shape}.")
     _check_values(path, {name: arrays[name] for name in ("obs", *COLUMNS, "length") if name in arrays})
-    return episodes, np.ascontiguousarray(intended, np.float32)
+    return episodes, intended
 
 
 def _check_values(path: Path, arrays: dict[str, np.ndarray]) -> None:
@@ -144,12 +153,9 @@ def main(args: Args) -> None:
         episodes += from_minari(name) if kind == "minari" else [files.load_arrays(Path(source), "episode")]
     if episodes:
         write(args.path, episodes)
-    arrays = files.load_arrays(args.path, "recorded episodes")
-    sizes = (arrays["obs"].shape[-1], arrays["action"].shape[-1], int(max(arrays["length"])))
-    spec = envs.EnvSpec("the file", *sizes) if args.env_id is None else envs.spec(args.env_id)
-    found, _ = read(args.path, spec)
+    found, intended = read(args.path, envs.spec(args.env_id) if args.env_id is not None else None)
     returns = [episode.episodic_return for episode in found]
-    print(f"{args.path}: {len(found)} episodes, {sum(arrays['length'])} steps, mean return {np.mean(returns):.2f}")
+    print(f"{args.path}: {len(found)} episodes, {len(intended)} steps, mean return {np.mean(returns):.2f}")
 
 
 if __name__ == "__main__":

@@ -115,8 +115,11 @@ class Run:
             checkpoint.put_back(parts, self._saved["state"])
             self.cycle, self.step = self._saved["cycle"], self._saved["step"]
             self._stopwatch.seconds, self._metrics.last_return = self._saved["seconds"], self._saved["last_return"]
+            borrowed = self._saved["run"] != self._folder.run_id
             self._saved = None  # it is as large as the networks and their optimisers
             tqdm.write(f"continuing {self.dir} in cycle {self.cycle} at step {self.step}")
+            if borrowed:  # from here on this run goes on without the one that it began from
+                self._save_checkpoint()
 
     def steps(self, first: int, last: int, desc: str) -> Iterator[int]:
         """Count the steps of this cycle from `first`, or from the place further on, to `last` - 1.
@@ -152,7 +155,7 @@ class Run:
         if kept:
             self._keep_policy(policy, critic)
         self.cycle, self.step = self.cycle + 1, self._learner_step
-        if kept:
+        if kept or self._interrupt:
             self._save_checkpoint()
 
     def _save_checkpoint(self) -> None:

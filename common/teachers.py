@@ -184,7 +184,8 @@ def _acted_by(teacher: Teacher, env: EnvSpec, episode: Episode, sigma: float, st
     """
     rows = np.linspace(0, len(episode.action) - 1, num=100).astype(int)
     on_cpu = pickle.loads(pickle.dumps(teacher))  # as workers get it
-    meant = on_cpu.action(torch.from_numpy(episode.obs[rows])).numpy()
+    with torch.no_grad():
+        meant = on_cpu.action(torch.from_numpy(episode.obs[rows])).numpy()
     noise_seed = rollouts.episode_seeds(stream, 0)[1]
     noise = rollouts.exploration_noise(noise_seed, sigma, env.episode_length, env.action_size)[rows]
     same = np.isclose(np.clip(meant + noise, -1, 1), episode.action[rows], atol=1e-3).all(-1)

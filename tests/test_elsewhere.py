@@ -33,7 +33,9 @@ def run_elsewhere(row, run_dir, demo_dir, **flags):
     other, asked = example("deploy_elsewhere"), []
     while True:
         try:
-            return run_row(row, run_dir, demo_dir, **(TOY | flags)), asked
+            run_row(row, run_dir, demo_dir, **(TOY | flags))
+            assert not (run_dir / "waiting.json").exists()
+            return run_dir, asked
         except Waiting as stop:
             assert f"--resume {run_dir}" in str(stop)
             request = files.load_json(run_dir / "waiting.json", "request")
@@ -189,6 +191,17 @@ def test_a_file_that_does_not_fit_the_task_is_refused(tmp_path):
     for env, sentence in ((EnvSpec("mine", 4, 2, 20), r"mine has \(4,\)"), (EnvSpec("mine", 3, 2, 10), "ends at 10")):
         with pytest.raises(UserError, match=sentence):
             recorded.read(path, env)
+    arrays = files.load_arrays(path, "recorded episodes")
+    wide = {name: values.astype(np.float64) for name, values in arrays.items()}  # NumPy's own type
+    files.save_arrays(tmp_path / "wide.npz", **wide)
+    for mine, theirs in zip(recorded.read(tmp_path / "wide.npz", None)[0], episodes, strict=True):
+        assert all(np.array_equal(a, b) and a.dtype == np.float32 for a, b in zip(mine, theirs, strict=True))
+    files.save_arrays(tmp_path / "column.npz", **(arrays | {"reward": arrays["reward"][:, None]}))
+    files.save_arrays(tmp_path / "empty.npz", **{name: values[:0] for name, values in arrays.items()})
+    files.save_arrays(tmp_path / "lacking.npz", obs=arrays["obs"])
+    for name, sentence in (("column", "must be one number a step"), ("empty", "no episodes"), ("lacking", "lacks the")):
+        with pytest.raises(UserError, match=f"{name}.npz.*{sentence}"):
+            recorded.main(recorded.Args(tmp_path / f"{name}.npz"))
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
@@ -215,6 +228,24 @@ def test_fewer_steps_than_asked_are_told_and_made_up_for(tmp_path, demo_dir, cap
     deployed = {line["cycle"]: line["learner_step"] for line in metrics(run_dir) if "deploy/episodic_return" in line}
     assert deployed == {1: 0, 2: 15}  # a quarter of the steps, a quarter of the updates
     assert metrics(run_dir)[-1]["learner_step"] == 60
+
+
+def test_a_whole_episode_more_than_asked_is_refused_and_fewer_taken(tmp_path, demo_dir):
+    flags = TOY | {"deploy": "elsewhere", "env_id": f"{HERE}/toy.py:Line", "actor_steps": 80, "teacher": "none"}
+    other, run_dir = example("deploy_elsewhere"), tmp_path / "run"
+    for bring in (60, 40):
+        with pytest.raises(Waiting, match="for 40 steps"):
+            run_row("bc", run_dir, demo_dir, **flags)
+        args = files.load_json(run_dir / "args.json", "arguments")["args"]
+        other.deploy(run_dir / "cycle_0001", args, 1, bring, 0)
+        if bring == 60:
+            with pytest.raises(UserError, match="has 60 steps, where 40 were asked for: leave out whole episodes"):
+                run_row("bc", run_dir, demo_dir, **flags)
+            (run_dir / "cycle_0001" / "episodes.npz").unlink()
+    with pytest.raises(Waiting, match=r"cycle_0002.* for 40 steps"):
+        run_row("bc", run_dir, demo_dir, **flags)
+    with pytest.raises(UserError, match="leave out --keep-every"):
+        run_row("ta_qf", tmp_path / "other", demo_dir, annotate="elsewhere", keep_every=2, **TOY)
 
 
 CLINIC = """

@@ -164,6 +164,23 @@ def test_a_gradient_that_is_not_finite_names_the_teacher(slope, sentence, cycle_
     assert (tmp_path / "run" / "cycle_0000").exists() == cycle_0
 
 
+TRAINABLE = """
+class Trainable(Pusher):
+    def __init__(self, env_id, device):
+        torch.manual_seed(0)
+        self.net = torch.nn.Sequential(torch.nn.Linear(2, 1), torch.nn.Tanh()).to(device)
+
+    def action(self, obs):
+        return self.net(obs)
+"""
+
+
+def test_a_teacher_whose_weights_could_be_trained_gives_cached_demonstrations_again(tmp_path):
+    teacher = teachers.load(own(tmp_path, "Trainable", TRAINABLE), SPEC, "actions", CPU)
+    first, again = (teachers.demonstrations(teacher, SPEC, 2, 0.3, tmp_path, Workers(SPEC, 0)) for _ in range(2))
+    assert equal(first, again)
+
+
 WRITES = """
 class Writes(Pusher):
     def action(self, obs):
@@ -193,6 +210,27 @@ def test_a_teacher_that_writes_into_what_it_is_given_changes_nothing(tmp_path):
     before = {name: value.clone() for name, value in batch.items()}
     teacher.action_gradient(batch["obs"], batch["action"])
     assert all(torch.equal(before[name], value) for name, value in batch.items())
+
+
+@pytest.mark.parametrize(
+    ("answer", "sentence"),
+    [
+        ("*super().step(action, obs), False, {}", "too many values to unpack"),
+        ("None", "cannot unpack non-iterable NoneType"),
+        ("'a lot', 1.0, False", "could not convert string to float"),
+    ],
+)
+def test_what_a_task_answers_wrongly_is_told_with_its_line(answer, sentence, tmp_path):
+    name = own(tmp_path, "Mine", f"class Mine(Point):\n    def step(self, action, obs): return {answer}\n")
+    with pytest.raises(UserError, match=f"{name}: step raised .*{sentence}"):
+        run_block(name, lambda obs: torch.zeros(len(obs), 1), 0.0, (1,), range(1))
+
+
+def test_samples_per_insert_are_kept_where_the_budget_is_rounded_to_whole_episodes():
+    module = script("gbrl_d4pg")
+    for steps in (1_500, 2_499, 2_000):
+        args = module.resolve(module.Args(actor_steps=steps, num_cycles=2), envs.EnvSpec("task", 3, 1, 1_000))
+        assert (args.actor_steps, args.learner_steps) == (2_000, 250)
 
 
 def test_relative_paths_are_stored_absolute(tmp_path, monkeypatch):

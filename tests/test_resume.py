@@ -69,6 +69,14 @@ def test_a_run_that_is_ended_everywhere_comes_to_the_same_end(end, tmp_path, dem
         assert len({path.name.split("-")[-1] for path in tmp_path.glob("run/wandb/offline-run-*")}) == 1
 
 
+def test_a_signal_saves_at_the_end_of_a_cycle_that_is_not_kept_too(tmp_path, demo_dir):
+    flags = TOY | ONLINE | {"env_id": TOY["env_id"].replace("Point", "Line")}  # three updates a cycle
+    _, args = make_args("bc", tmp_path / "run", demo_dir, **flags)
+    assert live("bc", args, steps=[(5, 14)], number=signal.SIGTERM) == (5, 14)
+    content = files.load_torch(tmp_path / "run" / "checkpoint.pt", "checkpoint")
+    assert (content["cycle"], content["step"]) == (6, 15)
+
+
 SIGNALS_ITSELF = """
 class Signals(Pusher):
     def action_gradient(self, obs, action):
@@ -148,6 +156,14 @@ def test_other_code_or_packages_are_named_refused_and_if_accepted_booked(stopped
     with pytest.raises(UserError, match=rf"numpy {version('numpy')} -> 1\.0, common/new\.py\. "):
         module.main(args)
     assert live("ta:1", dataclasses.replace(args, accept_changes=True), steps=[(2, 60)]) == (2, 60)
+
+    @dataclasses.dataclass
+    class More(module.Args):
+        new_flag: int = 0
+
+    More.__module__ = module.__name__
+    more = More(**vars(args))
+    assert live("ta:1", dataclasses.replace(more, accept_changes=True), steps=[(2, 61)]) is None
     (changes,) = report(module.main(args))["changes"]  # which it was once and isn't since
     assert changes["numpy"] == [version("numpy"), "1.0"] and changes["common/new.py"][0] is None
 
@@ -183,6 +199,18 @@ def test_a_clone_that_is_taken_over_is_as_one_that_was_made(row, alone, tmp_path
     assert differences(result(tmp_path / "run"), result(alone(row))) == []
     assert names(tmp_path / "run") == names(alone(row))
     assert not (tmp_path / "demos").exists()  # nothing was cloned
+
+
+def test_a_clone_is_taken_over_from_a_run_that_took_it_over_and_no_longer_needed(
+    alone, tmp_path, demo_dir, monkeypatch
+):
+    shutil.copytree(alone("bc"), tmp_path / "first")
+    monkeypatch.chdir(tmp_path)
+    live("ta:1", make_args("ta:1", "second", demo_dir, pretrained="first", **TOY)[1], steps=[(1, 3)])
+    shutil.rmtree("first")
+    for row, run_dir, before in (("ta:1", "second", "first"), ("tg:1", "third", "second")):
+        run_dir = run_row(row, run_dir, demo_dir, pretrained=before, **TOY)
+        assert differences(result(run_dir), result(alone(row))) == []
 
 
 def test_a_clone_of_another_run_is_refused(alone, tmp_path, demo_dir):
