@@ -9,11 +9,13 @@ cluster, give each job one row and one seed instead, with --run-dir, and requeue
 """
 
 import concurrent.futures
+import importlib
 import os
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import plot
 import rows
@@ -25,7 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # so that it runs from any folder
 
 import gbrl_d4pg  # noqa: E402
-from common import UserError  # noqa: E402
+from common import UserError, envs, files, launch  # noqa: E402
 
 
 @dataclass
@@ -53,9 +55,20 @@ class Args:
     other flags behind `--` another folder"""
 
 
+def refuse_other(words: list[str], saved: dict[str, Any], where: Path) -> None:
+    """Raise UserError if what was run with the flags `saved` isn't what `words` would run."""
+    script, *flags = words
+    module = importlib.import_module(Path(script).stem)
+    args = launch.checked(tyro.cli(module.Args, args=flags))
+    if found := launch.difference(module.resolve(args, envs.spec(args.env_id)), saved):
+        flag, wanted, there = found
+        raise UserError(f"{where} was run with {flag} {there}, not {wanted}; give another --output or --results.")
+
+
 def run(words: list[str], folder: Path) -> int:
-    """Start or continue one run; returns its exit status."""
+    """Start or continue one run; returns its exit status. Raises UserError if `folder` holds a finished other one."""
     if (folder / "report.json").exists():
+        refuse_other(words, files.load_json(folder / "args.json", "arguments")["args"], folder)
         return 0
     folder.mkdir(parents=True, exist_ok=True)
     script, *flags = words
@@ -83,16 +96,18 @@ def main(args: Args, more: list[str]) -> None:
                     budget = (f"{args.scale:g}", str(seed))
                     task, by = (Path(flag).name.replace(":", "-") for flag in (env_id, args.teacher))  # may be files
                     name = "__".join([task, row.replace(":", "-"), by, str(cycles), *budget])
-                    if args.results is not None and (args.results / f"{name}.json").exists():
-                        finished.append(args.results / f"{name}.json")
-                        continue
                     shared = ["--env-id", env_id, "--teacher", args.teacher, "--seed", str(seed), *more]
                     shared += ["--scale", str(args.scale)]
                     clone = clone_of(row)
                     folder = args.output / "__".join(["clone", task, clone.replace(":", "-"), by, *budget])
                     short = ["--num-cycles", "1", "--actor-steps", "1000", "--learner-steps", "1"]
-                    clones[folder] = [*rows.command(clone), *shared, *short]
                     words = [*rows.command(row), *shared, "--num-cycles", str(cycles), "--pretrained", str(folder)]
+                    kept = args.results and args.results / f"{name}.json"
+                    if kept and kept.exists():
+                        refuse_other(words, files.load_json(kept, "kept run")["resolved"], kept)
+                        finished.append(kept)
+                        continue
+                    clones[folder] = [*rows.command(clone), *shared, *short]
                     jobs[args.output / name] = (folder, words)
 
     if not any(word.startswith("--num-workers") for word in more):  # a run's learner and workers share its processors
@@ -115,10 +130,14 @@ def main(args: Args, more: list[str]) -> None:
 
         futures = {pool.submit(start, *job, folder): folder for folder, job in jobs.items()}
         failed = []
-        for future in tqdm(concurrent.futures.as_completed(futures), total=len(futures), unit="run", disable=None):
-            if future.result() != 0:
-                failed.append(futures[future])
-                tqdm.write(f"failed: {futures[future]}, see {futures[future]}.log and its clone's")
+        try:
+            for future in tqdm(concurrent.futures.as_completed(futures), total=len(futures), unit="run", disable=None):
+                if future.result() != 0:
+                    failed.append(futures[future])
+                    tqdm.write(f"failed: {futures[future]}, see {futures[future]}.log and its clone's")
+        except BaseException:  # such as Ctrl-C, which reaches the runs too: no other is begun
+            pool.shutdown(cancel_futures=True)
+            raise
     if failed:
         sys.exit(f"{len(failed)} of {len(jobs)} runs failed; start this again to continue them.")
     plot.main(plot.Args(runs=(*finished, *jobs), output=args.output))

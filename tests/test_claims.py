@@ -127,7 +127,7 @@ def verdict(name, loaded):
 
 
 def test_every_claim_holds_where_all_is_as_the_paper_says():
-    (verdicts,) = claims.judge_all(world()).values()
+    (verdicts,) = claims.judge_all([*world(), *world(seed=2)]).values()
     assert {claim.name: word for claim, (word, _) in verdicts.items()} == dict.fromkeys(REFUTED, HOLDS)
 
 
@@ -199,6 +199,11 @@ def test_the_size_of_a_difference_is_that_of_a_task_not_of_a_seed():
     word, (outcome,) = verdict("5c", runs)
     assert outcome.mean == pytest.approx(0.08 / 3) and word == FAILS
     assert (outcome.seeds, outcome.drawn) == ((3, 3), "tasks")
+
+
+def test_one_seed_can_say_that_a_difference_is_small_not_that_it_is_large():
+    assert [verdict("5c", runs)[0] for runs in (world(), [*world(), *world(seed=2)])] == [NOT_DECIDED, HOLDS]
+    assert verdict("5c", world(REFUTED["5c"]))[0] == FAILS
 
 
 def test_a_pair_from_two_clones_is_told():

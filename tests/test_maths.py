@@ -3,6 +3,7 @@
 What the scripts share byte for byte, as test_structure.py sees to, is tested in gbrl_d4pg.py alone.
 """
 
+import copy
 import itertools
 import math
 import re
@@ -311,5 +312,41 @@ def test_initial_weights_are_acmes():
     assert agent.critic.head.weight.std().item() == pytest.approx(0.88 / 16, rel=0.05)  # cut at 2 of 1 / 16
     assert agent.critic.head.weight.abs().max() <= 2 / 16
     assert 0.7 * 0.01 / 16 < agent.policy.head.weight.std() < 1.1 * 0.01 / 16
-    for copy in (agent.target_policy, agent.bc_policy, agent.previous_policy):
-        assert all(map(torch.equal, copy.state_dict().values(), agent.policy.state_dict().values()))
+    for other in (agent.target_policy, agent.bc_policy, agent.previous_policy):
+        assert all(map(torch.equal, other.state_dict().values(), agent.policy.state_dict().values()))
+
+
+# ---- cycle 0, and a step
+
+
+def test_critic_evaluation_learns_the_values_and_copies_its_targets():
+    """A reward of 30 with gamma 0 is worth 30."""
+    args = make_args("bc", gamma=0.0, n_step=1, learning_rate=1e-2, critic_steps=200, target_period=50)[1]
+    agent = make_agent(script, args)
+    demos = Replay(20, ENV.obs_size, ENV.action_size, args.n_step, args.gamma, CPU)
+    rng = np.random.default_rng(0)
+    shapes = (21, ENV.obs_size), (20, ENV.action_size)
+    obs, action = (rng.uniform(-1, 1, shape).astype(np.float32) for shape in shapes)
+    demos.append([Episode(obs, action, np.full(20, 30, np.float32), np.ones(20, np.float32))])
+    before, copies, honest = copy.deepcopy(agent.policy.state_dict()), [], agent.copy_targets
+    agent.copy_targets = lambda: (copies.append(1), honest())
+    script.pretrain_critic(args, agent, demos, torch.Generator().manual_seed(0), StubRun())
+    batch = demos.sample(20, torch.Generator().manual_seed(0))
+    q = agent.critic.q_value(batch["obs"], batch["action"])
+    torch.testing.assert_close(q, torch.full((20,), 30.0), atol=3, rtol=0)
+    assert len(copies) == 5
+    for network, target in ((agent.policy, agent.target_policy), (agent.critic, agent.target_critic)):
+        assert all(map(torch.equal, network.state_dict().values(), target.state_dict().values()))
+    assert all(map(torch.equal, agent.policy.state_dict().values(), before.values()))
+
+
+def test_a_step_clips_the_gradients_norm_and_returns_it_as_it_was():
+    network = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(network.parameters(), 1.0)  # moves by the gradient
+    before = torch.nn.utils.parameters_to_vector(network.parameters())
+    (1000 * network(torch.ones(1, 3)).sum()).backward()
+    norm = script.optimizer_step(network, optimizer, 40.0)
+    assert norm.item() == pytest.approx(1000 * math.sqrt(8))
+    moved = torch.nn.utils.parameters_to_vector(network.parameters()) - before
+    assert moved.norm().item() == pytest.approx(40, rel=1e-4)
+    assert all(parameter.grad is None for parameter in network.parameters())

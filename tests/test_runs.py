@@ -4,9 +4,10 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from small import ROWS, SMALL, TOY, differences, metrics, report, result, run_row, script
 
-from common import UserError, files, rollouts
+from common import UserError, envs, files, rollouts, teachers
 
 TASK = "cheetah-run"
 FULL = {"env_id": TASK, "actor_steps": 4_000}
@@ -88,6 +89,35 @@ def test_evaluation_never_feeds_back_and_demonstrations_in_the_replay_change_lea
     assert differences(run("silent", eval_episodes=0), plain) == ["metrics", "report"]
     different = differences(run("demos", demos_in_replay=True), plain)
     assert "cycle_0001/policy/head.weight" in different and "cycle_0001/action" not in different
+
+
+def test_a_run_clones_what_was_meant_and_its_replays_and_episodes_are_as_the_flags_say(tmp_path, demo_dir, monkeypatch):
+    module, replays, blocks, honest_block = script("gbrl_d4pg"), [], [], rollouts.run_block
+
+    class Kept(module.Replay):
+        def __init__(self, *sizes):
+            replays.append(self)
+            super().__init__(*sizes)
+
+    def run_block(env_id, actor, sigma, stream, indices):
+        blocks.append((stream, sigma, len(indices)))
+        return honest_block(env_id, actor, sigma, stream, indices)
+
+    monkeypatch.setattr(module, "Replay", Kept)
+    monkeypatch.setattr("common.workers.run_block", run_block)
+    flags = TOY | {"env_id": TOY["env_id"].replace("Point", "Line"), "demo_sigma": 0.2, "sigma": 0.4, "seed": 7}
+    run_row("bc", tmp_path / "run", tmp_path / "demos", n_step=3, gamma=0.9, **flags)
+    _, demos = replays
+    assert {(replay._n_step, replay._gamma) for replay in replays} == {(3, 0.9)}
+    batch = demos.sample(64, torch.Generator().manual_seed(0))
+    teacher = teachers.load(TOY["teacher"], envs.spec(flags["env_id"]), "actions", torch.device("cpu"))
+    assert torch.equal(batch["teacher_action"], teacher.action(batch["obs"]))
+    assert not torch.equal(batch["teacher_action"], batch["action"])
+    expected = [((int(teacher.sha256, 16),), 0.2, 2)]
+    expected += [((7, rollouts.REPORT), 0.0, 2)] * 4  # teacher, clone and two cycles
+    expected += [((7, rollouts.EVALUATE, n), 0.0, 1) for n in range(5)]  # at steps 0, 20, 40, 60 and 61
+    expected += [((7, rollouts.DEPLOY, cycle), 0.4, 10) for cycle in (1, 2)]
+    assert sorted(blocks) == sorted(expected)
 
 
 def test_a_task_beyond_the_six_online_and_its_policy_as_a_teacher(tmp_path, demo_dir):

@@ -2,16 +2,21 @@
 
 import ast
 import dataclasses
+import importlib
 import re
+import subprocess
 import typing
+from pathlib import Path
 
 import pytest
 import rows
 import sweep
-from pieces import parse
+import tyro
+from pieces import SCRIPTS, parse
 from shared_text import ROOT, TRUNK, VARIANTS, parts, repaired
 
-from common import UserError
+from common import UserError, envs, files, launch
+from common.envs import EnvSpec
 
 SOURCES = {name: (ROOT / name).read_text() for name in (TRUNK, *VARIANTS)}
 CODE = [path for folder in ("", "common", "benchmark", "examples", "tests") for path in (ROOT / folder).glob("*.py")]
@@ -55,6 +60,43 @@ def test_nothing_refers_to_a_page_that_is_not_here():
     assert len(kept) > 10 and [path for path in kept if re.search('"/[a-z]+/', path.read_text())] == []  # of a machine
     elsewhere = re.compile("DE" + "SIGN|STYLE[.]md|paper[.]md")
     assert [path for path in [*CODE, *pages] if elsewhere.search(path.read_text())] == []
+
+
+# ---- the constants
+
+PAPER = {
+    "num_cycles": 4, "actor_steps": 2_000_000, "learner_steps": 250_000, "samples_per_insert": 32, "batch_size": 256,
+    "demo_episodes": 1_000, "demo_sigma": 0.3, "demos_in_replay": False, "bc_steps": 30_000, "bc_learning_rate": 1e-3,
+    "critic_steps": 100_000, "buffer_size": 10_000_000, "learning_rate": 1e-4, "gamma": 0.99, "n_step": 5,
+    "num_atoms": 51, "v_min": -150, "v_max": 150, "sigma": 0.3, "target_period": 100, "max_grad_norm": 40,
+    "dqda_clip": 1, "eval_every": 100, "eval_episodes": 1, "report_episodes": 20,
+}  # fmt: skip
+OWN = {"bc_weight": 0.5, "decay_rate": 1, "beta": None, "teacher_dqda_clip": 1, "alpha_form": "zero_at_end"}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_with_no_flags_a_script_runs_the_papers_protocol_and_with_a_scale_its_fraction(script):
+    env = EnvSpec("task", 3, 1, 1_000)
+    whole, tenth, fiftieth = (vars(script.resolve(script.Args(scale=scale), env)) for scale in (1.0, 0.1, 0.02))
+    expected = PAPER | {name: value for name, value in OWN.items() if name in whole}
+    assert {name: whole[name] for name in expected} == expected
+    scaled = {"actor_steps": 200_000, "learner_steps": 25_000, "demo_episodes": 100, "critic_steps": 10_000}
+    assert {name: tenth[name] for name in expected} == expected | scaled
+    scaled |= {"actor_steps": 40_000, "learner_steps": 5_000}  # the others have reached what they never go below
+    assert {name: fiftieth[name] for name in expected} == expected | scaled
+
+
+CLONING = {
+    "env_id", "teacher", "seed", "demo_episodes", "demo_sigma", "bc_steps", "bc_learning_rate", "critic_steps",
+    "batch_size", "learning_rate", "gamma", "n_step", "num_atoms", "v_min", "v_max", "target_period", "max_grad_norm",
+    "report_episodes", "torch_threads", "torch_deterministic", "cuda",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_clone_is_refused_for_each_flag_that_it_depends_on(script):
+    flags = {field.name for field in dataclasses.fields(script.Args)}
+    assert flags - set(script.AFTER_PRETRAINING) - launch.FREE_FLAGS == CLONING
 
 
 # ---- the table of rows
@@ -106,3 +148,33 @@ def test_rows_share_a_clone_unless_a_reading_is_of_cloning():
     same = ("bc", "bc_reg_decay:5", "ta:5,beta-decay", "tg:1,sigma:0.2")
     assert {sweep.clone_of(row) for row in same} == {"bc"}
     assert sweep.clone_of("ta_qf,demo-sigma:0,beta:5") == "bc,demo-sigma:0"
+
+
+# ---- sweep.py
+
+
+def test_a_sweep_takes_over_what_is_finished_and_refuses_what_was_run_with_other_flags(tmp_path, monkeypatch):
+    started = []
+
+    def finish(words, **_):
+        """What a run leaves behind, as far as a sweep looks at it."""
+        folder, script = Path(words[words.index("--run-dir") + 1]), importlib.import_module(Path(words[1]).stem)
+        args = tyro.cli(script.Args, args=words[2:])
+        content = {"script": Path(words[1]).name, "args": vars(script.resolve(args, envs.spec(args.env_id)))}
+        files.save_json(folder / "args.json", content)
+        files.save_json(folder / "report.json", {})
+        started.append(folder.name)
+        return subprocess.CompletedProcess(words, 0)
+
+    monkeypatch.setattr(sweep.subprocess, "run", finish)
+    monkeypatch.setattr(sweep.plot, "main", lambda args: None)
+    args = sweep.Args(rows=["bc", "ta:1"], output=tmp_path, seeds=(1, 2), scale=0.01)
+    sweep.main(args, [])
+    names = [f"cartpole-swingup__{row}__expert__4__0.01__{seed}" for row in ("bc", "ta-1") for seed in (1, 2)]
+    names += [f"clone__cartpole-swingup__bc__expert__0.01__{seed}" for seed in (1, 2)]
+    assert sorted(started) == sorted(names)
+    sweep.main(args, ["--num-workers", "3"])
+    assert len(started) == 6
+    with pytest.raises(UserError, match="was run with --bc-steps 30000, not 10; give another --output"):
+        sweep.main(args, ["--bc-steps", "10"])
+    assert len(started) == 6
