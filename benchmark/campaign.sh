@@ -6,7 +6,7 @@
 # RUNS holds the run folders and may be anywhere; RESULTS keeps a small file of each run.
 set -u
 here=$(cd "$(dirname "$0")" && pwd)
-runs=$1 results=${2:-$here/results/campaign}
+runs=${1:?a folder for the runs is needed} results=${2:-$here/results/campaign}
 six="cartpole-swingup cheetah-run walker-run finger-spin pendulum-swingup cartpole-balance"
 one_thread="--num-workers 0 --compile"
 seed=1

@@ -256,7 +256,7 @@ def title(panel: Panel) -> str:
 
 def teacher_title(teacher: str) -> str:
     """The --teacher in words."""
-    return {"none": "no", "mid": "mid-tier"}.get(teacher, Path(teacher).name) + " teacher"
+    return {"none": "no", "mid": "mid-tier"}.get(teacher, teacher) + " teacher"
 
 
 def sizes(rows: Iterable[list[Run]]) -> str:

@@ -98,20 +98,20 @@ def load(path: Path) -> Run:
     try:
         content = extract(path) if path.suffix != ".json" else json.loads(path.read_text())
         resolved, summary, curve = (content[name] for name in ("resolved", "report", "curve"))
+        key = (summary["row"], *(resolved[name] for name in ("env_id", "seed", "teacher", "num_cycles")))
+        budget = Budget(resolved["actor_steps"], resolved["learner_steps"])
+        return Run(*key, budget, np.array(curve["learner_step"]), np.array(curve["return"]), summary)
     except UserError:
         raise
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} can't be read as what is kept of a run: {error!r}.") from error
-    key = (summary["row"], *(resolved[name] for name in ("env_id", "seed", "teacher", "num_cycles")))
-    budget = Budget(resolved["actor_steps"], resolved["learner_steps"])
-    return Run(*key, budget, np.array(curve["learner_step"]), np.array(curve["return"]), summary)
 
 
 def find(paths: Iterable[Path]) -> list[Path]:
     """The finished runs that `paths` name: run folders, kept files, and folders of kept files.
 
-    What sweep.py leaves beside its run folders is passed over, so that `runs/*` can be given as it is: logs, and the
-    clones that its rows share. A folder without a finished run is passed over too, with a sentence on stderr.
+    What sweep.py leaves beside its run folders is passed over, so that `runs/*` can be given as it is: logs, figures,
+    and the clones that its rows share. A folder without a finished run is passed over too, with a sentence on stderr.
     """
     found = []
     for path in paths:
@@ -119,7 +119,7 @@ def find(paths: Iterable[Path]) -> list[Path]:
             found += [] if path.name.startswith("clone__") else [path]
         elif kept := sorted(path.glob("*__*.json")):  # as sweep.py names them
             found += kept
-        elif path.suffix != ".log":
+        elif path.suffix not in (".log", ".csv", ".png"):
             print(f"{path} is left out: it is no folder of a finished run, it has no report.json.", file=sys.stderr)
     return found
 

@@ -85,7 +85,9 @@ def clone_of(row: str) -> str:
 
 
 def main(args: Args, more: list[str]) -> None:
-    """Run all, report each that ends, and exit with status 1 if one failed."""
+    """Run all, report each that ends, and exit with status 1 if one failed. Raises UserError for what can't be run."""
+    if args.parallel < 1:
+        raise UserError("--parallel must be at least 1.")
     clones: dict[Path, list[str]] = {}
     finished: list[Path] = []
     jobs: dict[Path, tuple[Path, list[str]]] = {}

@@ -195,8 +195,10 @@ def test_plot_end_to_end(finished, tmp_path):
         runs.save(given.pop(key), kept / f"kept__{i}.json")
     files.save_json(kept / "claims.json", {})
     (tmp_path / "unfinished").mkdir()
-    (tmp_path / "run.log").touch()
-    done = command(*given.values(), kept, tmp_path / "unfinished", tmp_path / "run.log", "--output", tmp_path)
+    beside = [tmp_path / name for name in ("run.log", "curves.csv", "summary.png")]
+    for path in beside:
+        path.touch()
+    done = command(*given.values(), kept, tmp_path / "unfinished", *beside, "--output", tmp_path)
     assert done.returncode == 0, done.stderr
     assert (
         done.stderr == f"{tmp_path}/unfinished is left out: it is no folder of a finished run, it has no report.json.\n"
@@ -291,7 +293,7 @@ def test_a_kept_run_is_the_run(finished, loaded, tmp_path):
     assert run.report == kept.report
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"resolved": {}}'])
+@pytest.mark.parametrize("content", ["", "[]", '{"resolved": {}}', '{"resolved": {}, "report": {}, "curve": {}}'])
 def test_what_is_no_kept_run_is_a_user_error(tmp_path, content):
     (tmp_path / "kept.json").write_text(content)
     with pytest.raises(UserError, match=r"kept\.json can't be read"):
@@ -317,6 +319,8 @@ def test_runs_that_differ_in_more_than_their_row_get_panels_of_their_own(loaded)
         ((run.budget, "mid", 2), ["bc"]),
         ((runs.PAPER, "expert", 2), ["bc"]),
     ]
+    files = [plot.Panel(run.budget, f"{folder}/snapshot.pt", 2) for folder in "ab"]
+    assert plot.title(files[0]) != plot.title(files[1])
 
 
 def test_the_same_run_twice_is_refused(finished):
@@ -404,6 +408,25 @@ def test_what_a_panel_shows(loaded, tmp_path, monkeypatch):
     assert list(lines["black"].get_ydata()) == [800, 800]  # the mean of both tasks' teachers
     assert [text.get_text() for text in drawn[0].legends[0].get_texts()] == ["bc", "ta_qf", "teacher"]
     assert axes.get_legend() is None and drawn[0].get_suptitle() == "heading"
+
+
+def test_many_points_are_drawn_as_moving_means_and_cycles_end_at_lines(loaded, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, *_, **__: drawn.append(figure))
+    curves, steps = np.random.default_rng(0).uniform(0, 900, (2, 120)), 100 * np.arange(120)
+    pair = [loaded["bc", "cheetah-run", seed]._replace(steps=steps, returns=curves[seed]) for seed in (0, 1)]
+    plot.draw_curves(tmp_path / "x.png", {"panel": {"bc": pair}})
+    (axes,) = drawn[0].axes
+    windows = [curves[:, max(0, i - 9) : i + 1] for i in range(120)]
+    mean = np.array([window.mean() for window in windows])
+    deviation = np.array([np.ptp(window, axis=0).mean() / 2 for window in windows])  # of two runs: half their distance
+    (line,) = [line for line in axes.lines if line.get_color() == plot.COLOURS["bc"]]
+    np.testing.assert_allclose(line.get_ydata(), mean)
+    band = axes.collections[0].get_paths()[0].vertices  # from below, and back above
+    for edge in (mean - deviation, mean + deviation):
+        assert np.isclose(band[:, 1], edge[60]).any() and np.isclose(band[:, 1], edge[-1]).any()
+    ends = [line.get_xdata()[0] for line in axes.lines if line.get_color() == "0.88"]
+    assert ends == [400]  # of two cycles' ends, 400 and 800, the last is the figure's own
 
 
 def test_a_row_looks_the_same_in_every_figure_and_readings_differ():

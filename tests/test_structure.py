@@ -177,4 +177,6 @@ def test_a_sweep_takes_over_what_is_finished_and_refuses_what_was_run_with_other
     assert len(started) == 6
     with pytest.raises(UserError, match="was run with --bc-steps 30000, not 10; give another --output"):
         sweep.main(args, ["--bc-steps", "10"])
+    with pytest.raises(UserError, match="--parallel must be at least 1"):
+        sweep.main(sweep.Args(rows=["bc"], output=tmp_path, parallel=0), [])
     assert len(started) == 6
