@@ -13,7 +13,8 @@ task, and it says how far other seeds would move the mean. With fewer, tasks are
 tasks would. A run counts as one score; the noise of the episodes behind it is in the interval. Parts aren't corrected
 for their number.
 
-All that can be argued about stands in three tables: QUANTITIES, the thresholds below them, and PAPER.
+All that can be argued about stands in three tables: QUANTITIES, the thresholds below them, and PAPER. OTHERWISE says
+what else could have been chosen, and which verdicts are others then is part of the output.
 """
 
 import json
@@ -66,9 +67,12 @@ def floor(run: Run) -> float:
     return returns["mean"] - CHANCE * returns["std"] / report.DIP_EVALUATIONS**0.5
 
 
-def fall(run: Run) -> float:
-    """max(0, C - 3 s / sqrt(10) - lowest M) / C in the first cycle; a clone that gets nothing has nothing to lose."""
-    within = run.steps <= run.report["cycles"][0]["learner_step"]
+def fall(run: Run, until: float | None = None) -> float:
+    """max(0, C - 3 s / sqrt(10) - lowest M) / C in the first cycle, or the share `until` of all learner steps.
+
+    A clone that gets nothing has nothing to lose.
+    """
+    within = run.steps <= (until * run.steps[-1] if until else run.report["cycles"][0]["learner_step"])
     depth = max(0.0, floor(run) - float(report.moving_means(run.returns[within]).min()))
     return depth / clone(run) if clone(run) > 0 else 0.0
 
@@ -78,6 +82,12 @@ def first_fall(run: Run) -> float | None:
     means = report.moving_means(run.returns)
     fallen = np.flatnonzero(means < floor(run) - DIP * clone(run))
     return float(run.steps[len(run.steps) - len(means) + fallen[0]] / run.steps[-1]) if len(fallen) else None
+
+
+def setback(run: Run) -> float:
+    """Largest fall from A_k to A_(k+1) as a share of A_k; 0 where there was nothing to lose."""
+    levels = after(run)
+    return float((-np.diff(levels) / np.where(levels > 0, levels, np.inf)[:-1]).max(initial=0.0))
 
 
 def loss(run: Run) -> float:
@@ -90,16 +100,14 @@ def loss(run: Run) -> float:
 QUANTITIES: dict[str, tuple[str, Callable[[Run], float | np.ndarray]]] = {
     "start": ("C / T", lambda run: clone(run) / teacher(run)),
     "fall": ("max(0, C - 3 s / sqrt(10) - lowest M in the first cycle) / C", fall),
+    "fall, first eighth": ("the same in the first eighth of all learner steps", lambda run: fall(run, 1 / 8)),
     "loss": ("largest fall of M from the highest M before it / that highest M", loss),
     "early": ("mean of the first cycle's evaluations / 1000", lambda run: in_cycles(run)[0] / 1000),
     "area": ("mean of all evaluations / 1000", lambda run: run.returns.mean() / 1000),
     "cycles": ("mean of each cycle's evaluations / 1000", lambda run: in_cycles(run) / 1000),
     "final": ("A_N / 1000", lambda run: after(run)[-1] / 1000),
     "reach": ("A_N / T", lambda run: after(run)[-1] / teacher(run)),
-    "setback": (
-        "max(0, largest fall from A_k to A_(k+1)) / T, k = 1 to N - 1",
-        lambda run: max(0.0, -np.diff(after(run)).min()) / teacher(run),
-    ),
+    "setback": ("max(0, largest of (A_k - A_(k+1)) / A_k, k = 1 to N - 1)", setback),
     "over clone": ("(A_N - C) / 1000", lambda run: (after(run)[-1] - clone(run)) / 1000),
     "over teacher": ("(A_N - T) / 1000", lambda run: (after(run)[-1] - teacher(run)) / 1000),
     "surpass": (
@@ -239,6 +247,31 @@ for _claim in PAPER:
         CLAIMS.append(with_reading(_claim, *READINGS[_claim.name]))
 
 
+# ---- what else could have been chosen
+
+
+def in_place_of(mine: float, other: float) -> Callable[[Part], Part]:
+    """What makes of a part with the threshold `mine`, of either sign, one with `other`."""
+    return lambda part: part._replace(threshold={mine: other, -mine: -other}.get(part.threshold, part.threshold))
+
+
+def early_fall(part: Part) -> Part:
+    """What is initial doesn't depend on the number of cycles: an eighth is the first cycle of eight."""
+    return part._replace(quantity="fall, first eighth") if part.quantity == "fall" else part
+
+
+OTHERWISE: dict[str, Callable[[Part], Part]] = {"a fall in the first eighth, not the first cycle": early_fall}
+for _meaning, _mine, _others in (
+    ("half", HALF, (0.33, 0.67)),
+    ("a fall", DIP, (0.05, 0.15, 0.2)),
+    ("a visible difference", VISIBLE, (0.0, 0.02)),
+    ("a rate that matters", MATTERS, (0.02, 0.1)),
+    ("the expert reached", REACHED, (0.9, 0.99)),
+    ("almost all", ALMOST_ALL, (0.7, 0.9)),
+):
+    OTHERWISE |= {f"{_meaning} from {other:g} on, not {_mine:g}": in_place_of(_mine, other) for other in _others}
+
+
 # ---- verdicts
 
 
@@ -321,6 +354,16 @@ def judge(claim: Claim, loaded: list[Run]) -> tuple[str, list[Outcome]]:
     return FAILS if FAILS in verdicts else HOLDS if verdicts == {HOLDS} else NOT_DECIDED, outcomes
 
 
+def others(loaded: list[Run], change: Callable[[Part], Part]) -> dict[str, str]:
+    """The paper's claims whose verdicts by runs of one budget are others once their parts are changed, and those."""
+    found = {}
+    for claim in PAPER:
+        changed = claim._replace(parts=tuple(map(change, claim.parts)))
+        if changed != claim and (verdict := judge(changed, loaded)[0]) != judge(claim, loaded)[0]:
+            found[claim.name] = verdict
+    return found
+
+
 Verdicts = dict[Budget, dict[Claim, tuple[str, list[Outcome]]]]
 
 
@@ -340,9 +383,9 @@ and one of them that fails lowers it by a tenth. A run falls where M is first be
 and `after` is the mean share of all learner steps that were taken by then: a run's first M is after 10 evaluations.
 Differences are paired by task and seed, and a run counts as one score. Where a task has one seed, tasks are drawn anew
 for the interval: it says how far other tasks would move the mean, and the noise of a run's evaluations is in it. Where
-every task has more, seeds are drawn anew within each task. An interval from few values is too narrow: from two tasks it
-is the range of their values. A size of a difference, which noise alone makes large, needs two seeds of every task to be
-above a threshold. All rows of a task and seed are meant to begin with one clone, and `one clone` says how
+every task has more, seeds are drawn anew within each task. An interval from few values is too narrow: from two or three
+tasks it is the range of their values. A size of a difference, which noise alone makes large, needs two seeds of every
+task to be above a threshold. All rows of a task and seed are meant to begin with one clone, and `one clone` says how
 many pairs did: it is made again on another machine."""
 
 
@@ -416,6 +459,13 @@ def to_markdown(verdicts: Verdicts, loaded: list[Run]) -> str:
         head += ["tasks x seeds", "drawn anew", "one clone"]
         text.append(f"## {name[0].upper()}{name[1:]}\n\n{table(head, lines)}")
         text.append(f"Means over tasks and seeds:\n\n{returns_table(of_budget)}")
+    lines = []
+    for words, change in OTHERWISE.items():
+        of_each = [others([run for run in loaded if run.budget == budget], change) for budget in verdicts]
+        if any(of_each):
+            lines.append([words, *(", ".join(f"{name} {verdict}" for name, verdict in of.items()) for of in of_each)])
+    tried = f"Tried: {'; '.join(OTHERWISE)}. Where verdicts are others then:"
+    text.append(f"## Had something else been chosen\n\n{tried}\n\n{table(['instead', *titles], lines)}")
     quantities = [[name, meaning] for name, (meaning, _) in QUANTITIES.items()]
     text.append(f"## Quantities of a run\n\n{table(['name', 'meaning'], quantities)}")
     text.append(NOTE)

@@ -58,6 +58,7 @@ class Run(NamedTuple):
     steps: np.ndarray
     returns: np.ndarray
     report: dict[str, Any]
+    resolved: dict[str, Any]  # every flag
 
 
 def extract(folder: Path) -> dict[str, Any]:
@@ -100,7 +101,7 @@ def load(path: Path) -> Run:
         resolved, summary, curve = (content[name] for name in ("resolved", "report", "curve"))
         key = (summary["row"], *(resolved[name] for name in ("env_id", "seed", "teacher", "num_cycles")))
         budget = Budget(resolved["actor_steps"], resolved["learner_steps"])
-        return Run(*key, budget, np.array(curve["learner_step"]), np.array(curve["return"]), summary)
+        return Run(*key, budget, np.array(curve["learner_step"]), np.array(curve["return"]), summary, resolved)
     except UserError:
         raise
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -128,14 +129,21 @@ def load_all(paths: Iterable[Path]) -> list[Run]:
     """Read all finished runs that `paths` name, as `find` says.
 
     Raises:
-        UserError: a file is damaged, or a run is there twice.
+        UserError: a file is damaged, a run is there twice, or a row's seeds were run with different flags.
     """
     loaded = [load(path) for path in tqdm(find(paths), "reading runs", disable=None, leave=False)]
-    seen = set()
+    by_name: dict[str, dict[int, Run]] = {}
     for run in loaded:
-        same = run[:6]  # all that names it
-        if same in seen:
-            name = f"{run.row}, {run.env_id}, seed {run.seed}, {run.num_cycles} cycles, teacher {run.teacher}"
-            raise UserError(f"two runs are both {name}, {run.budget.title}; give one of them.")
-        seen.add(same)
+        name = f"{run.row}, {run.env_id}, {run.num_cycles} cycles, teacher {run.teacher}, {run.budget.title}"
+        seeds = by_name.setdefault(name, {})
+        if run.seed in seeds:
+            raise UserError(f"two runs are both {name}, seed {run.seed}; give one of them.")
+        seeds[run.seed] = run
+        other = next(iter(seeds.values()))
+        for flag in sorted(run.resolved.keys() & other.resolved.keys() - launch.FREE_FLAGS - {"seed"}):
+            if (theirs := other.resolved[flag]) != (mine := run.resolved[flag]):
+                flag = "--" + flag.replace("_", "-")
+                raise UserError(
+                    f"two runs are both {name}, but one has {flag} {theirs} and one {mine}; give one of them."
+                )
     return loaded

@@ -102,7 +102,8 @@ def main(args: Args, more: list[str]) -> None:
                     shared += ["--scale", str(args.scale)]
                     clone = clone_of(row)
                     folder = args.output / "__".join(["clone", task, clone.replace(":", "-"), by, *budget])
-                    short = ["--num-cycles", "1", "--actor-steps", "1000", "--learner-steps", "1"]
+                    episode = str(envs.spec(env_id).episode_length)  # one, the least that a run may have
+                    short = ["--num-cycles", "1", "--actor-steps", episode, "--learner-steps", "1"]
                     words = [*rows.command(row), *shared, "--num-cycles", str(cycles), "--pretrained", str(folder)]
                     kept = args.results and args.results / f"{name}.json"
                     if kept and kept.exists():

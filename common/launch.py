@@ -83,7 +83,7 @@ def checked(args: Any) -> Any:
 
 
 def row_name(name: str, args: Any, readings: tuple[str, ...]) -> str:
-    """`name`, and behind it each of the flags `readings` that isn't the default: two readings never share a name."""
+    """`name`, and behind it each of the flags `readings` that isn't the default."""
     for field in dataclasses.fields(args):
         value, flag = getattr(args, field.name), field.name.replace("_", "-")
         if field.name in readings and value != field.default:

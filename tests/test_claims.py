@@ -110,7 +110,7 @@ def made(row, teacher, num_cycles, levels, clone=None, task=TASKS[0], seed=1, bu
     report = {who: {"return": {"mean": mean, "std": 0.0}} for who, mean in of.items()}
     report |= {"cycles": after, "dip": {"depth": 7.0}, "regret_per_episode": 9.0}
     returns = np.append(levels[0], np.repeat(levels, 100))
-    return Run(row, task, seed, teacher, num_cycles, budget, steps, returns, report)
+    return Run(row, task, seed, teacher, num_cycles, budget, steps, returns, report, {})
 
 
 def world(changes=(), **kwargs):
@@ -224,12 +224,13 @@ def test_quantities_by_hand():
         {
             "start": 8 / 9,
             "fall": 0.75,
+            "fall, first eighth": 0.75,
             "loss": 0.4,
             "early": 0.2,
             "area": (200 + 100 * (200 + 400 + 500 + 300)) / 401 / 1000,
             "final": 0.3,
             "reach": 1 / 3,
-            "setback": 200 / 900,
+            "setback": 200 / 500,
             "over clone": -0.5,
             "over teacher": -0.6,
             "surpass": 0,
@@ -241,6 +242,31 @@ def test_quantities_by_hand():
     assert claims.fall(run._replace(report=varied)) == pytest.approx((800 - 3 * 40 - 200) / 800)
     nothing = made("bc", "expert", 4, [0, 0, 0, 0], clone=0)
     assert claims.fall(nothing) == claims.loss(nothing) == 0
+
+
+def test_what_is_initial_and_setbacks_of_what_there_was():
+    late = made("bc", "expert", 4, [800, 100, 100, 100])
+    late = late._replace(
+        returns=np.where(np.arange(401) < 75, 800.0, 200.0)
+    )  # it falls in the first cycle's last quarter
+    assert (claims.fall(late), claims.fall(late, 1 / 8)) == (0.75, 0)
+    assert claims.setback(made("bc", "expert", 4, [400, 200, 300, 10])) == pytest.approx(29 / 30)
+    assert claims.setback(made("bc", "expert", 4, [0, 100, 200, 300])) == 0
+    assert claims.setback(made("bc", "expert", 4, [-5, -10, 200, 300])) == 0  # nothing to lose
+
+
+def test_verdicts_that_hang_on_a_threshold_are_told():
+    def told(changes, words):
+        return claims.others(world(changes), claims.OTHERWISE[words])
+
+    assert set(claims.OTHERWISE) > {"a fall from 0.2 on, not 0.1", "the expert reached from 0.9 on, not 0.95"}
+    eighty = [("bc_reg_decay:1", "expert", 4, [680, 800, 810, 820])]  # of 800: a fall of 0.15
+    assert verdict("5a", world(eighty))[0] == FAILS
+    assert told(eighty, "a fall from 0.2 on, not 0.1")["5a"] == HOLDS
+    assert "5a" not in told([], "a fall from 0.2 on, not 0.1")
+    assert told([("ta:1", "expert", 4, [860, 870, 880, 830])], "the expert reached from 0.9 on, not 0.95") == {
+        "6c": HOLDS
+    }
 
 
 def test_where_a_run_first_falls_by_a_tenth():

@@ -325,8 +325,18 @@ def test_runs_that_differ_in_more_than_their_row_get_panels_of_their_own(loaded)
 
 def test_the_same_run_twice_is_refused(finished):
     path = finished["bc", "cheetah-run", 0][0]
-    with pytest.raises(UserError, match="two runs are both bc, cheetah-run, seed 0, 2 cycles, teacher expert"):
+    with pytest.raises(UserError, match=r"two runs are both bc, cheetah-run, 2 cycles, teacher expert, .* seed 0;"):
         runs.load_all([path, path])
+
+
+def test_seeds_of_a_row_with_other_flags_are_refused(finished, tmp_path):
+    for seed, changed in ((0, {"n_step": 5, "num_workers": 0}), (1, {"n_step": 1, "num_workers": 2})):
+        runs.save(finished["bc", "cheetah-run", seed][0], tmp_path / f"kept__{seed}.json")
+        content = json.loads((tmp_path / f"kept__{seed}.json").read_text())
+        content["resolved"] |= changed
+        (tmp_path / f"kept__{seed}.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"two runs are both bc, cheetah-run, .* but one has --n-step 5 and one 1"):
+        runs.load_all([tmp_path])
 
 
 def test_only_tasks_of_all_rows_are_averaged_and_the_others_told(loaded, capsys):
