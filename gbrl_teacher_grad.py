@@ -177,6 +177,8 @@ def resolve(args: Args, env: EnvSpec) -> Args:
     if args.critic_steps is None:
         args.critic_steps = max(10_000, round(100_000 * args.scale))
     launch.check_elsewhere(args, env, NEEDS)
+    if args.demos_in_replay and args.teacher == "none":
+        raise UserError("--demos-in-replay needs a teacher whose demonstrations they are.")
     num_episodes = args.actor_steps // env.episode_length
     if args.num_cycles > min(num_episodes, args.learner_steps):
         raise UserError(

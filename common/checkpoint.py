@@ -22,10 +22,16 @@ def collect(parts: dict[str, Any]) -> dict[str, Any]:
 
 
 def put_back(parts: dict[str, Any], state: dict[str, Any]) -> None:
-    """The inverse of `collect`."""
+    """The inverse of `collect`. Raises UserError if it was collected on another kind of device."""
     for name, part in parts.items():
+        mine = state["parts"][name]
+        if isinstance(part, torch.Generator) and len(mine) != len(part.get_state()):
+            raise UserError(
+                f"what is to be continued was learned on another kind of device than {part.device.type}, whose random "
+                "numbers are others: go on where there is one like it."
+            )
         restore = part.set_state if isinstance(part, torch.Generator) else part.load_state_dict
-        restore(state["parts"][name])
+        restore(mine)
     torch.set_rng_state(state["torch"])
     if len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])

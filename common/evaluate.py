@@ -117,7 +117,8 @@ def _apart(*words: str) -> None:
     env = {name: value for name, value in os.environ.items() if (name, value) != ("MUJOCO_GL", "disabled")}
     done = subprocess.run([sys.executable, *words], cwd=ROOT, env=env, capture_output=True, text=True)
     if done.returncode != 0:
-        raise UserError(f"--capture-video: {done.stderr.strip().splitlines()[-1]}")
+        lines = done.stderr.strip().splitlines() or [f"the renderer ended with status {done.returncode}"]
+        raise UserError(f"--capture-video: {lines[-1]}")
 
 
 def film(snapshot_path: Path, output: Path, seed: int) -> None:

@@ -5,6 +5,7 @@ cover the archive's directory, where a flipped bit can hide an array, so the SHA
 JSON files carry the SHA-256 of their content as an entry.
 """
 
+import fcntl
 import hashlib
 import io
 import json
@@ -16,7 +17,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -34,8 +35,27 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(
-            f"{path} can't be written ({error.strerror}); put that right and go on with --resume or the same --run-dir."
+            f"{path} can't be written ({error.strerror}); put that right and start again, a run with --resume or the "
+            "same --run-dir."
         ) from error
+
+
+def lock(path: Path, wait: bool) -> IO:
+    """Make the file `path` and lock it for this process, until it is closed or the process ends, however it ends.
+
+    Raises:
+        BlockingIOError: another process has locked it, and it isn't waited for.
+        OSError: it can't be made.
+        UserError: its file system knows no locks.
+    """
+    file = open(path, "w")  # noqa: SIM115 (whoever calls closes it)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        raise UserError(f"{path} can't be locked ({error.strerror}): choose a file system that has flock.") from error
+    return file
 
 
 def remove_leftovers(folder: Path, name: str = "*") -> None:
@@ -111,11 +131,14 @@ def load_torch(path: Path, what: str, cure: str = RESTORE) -> dict[str, Any]:
     Raises:
         UserError: the file is missing, truncated, fails its checksum, or holds anything but plain data.
     """
-    content = _read_zip(path, what, cure)
+    raw = _read_zip(path, what, cure)
     try:
-        return torch.load(content, map_location="cpu", weights_only=True)
+        content = torch.load(raw, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:  # whole, but not by `save_torch`
         raise _damaged(path, what, cure, "it isn't plain tensors, numbers and strings") from error
+    if not isinstance(content, dict):
+        raise _damaged(path, what, cure, f"it is a {type(content).__name__}, not a dict")
+    return content
 
 
 def save_arrays(path: Path, **arrays: np.ndarray) -> None:

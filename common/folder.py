@@ -1,7 +1,6 @@
 """A run's folder: who may use it, what was run, and the files of each cycle."""
 
 import dataclasses
-import fcntl
 import hashlib
 import importlib.metadata
 import json
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from common import UserError, elsewhere, files, launch
@@ -62,7 +62,10 @@ class Folder:
         """Write what is run into a new folder, at last `args.json`, from when on the folder holds a run."""
         if self.is_new:
             files.write_atomically(self.path / self.script.name, self.script.read_bytes())
-            files.save_json(self.path / "versions.json", versions() | {"code": code(self.script), "changes": []})
+            device = launch.learner_device(self._args)
+            name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+            about = {"device": name, "code": code(self.script), "changes": []}
+            files.save_json(self.path / "versions.json", versions() | about)
             files.save_json(self.path / "args.json", self._content | {"args": dataclasses.asdict(self._args)})
 
     def _open(self, row: str) -> Path:
@@ -86,8 +89,7 @@ class Folder:
                         break
                     except FileExistsError:  # another run was started in the same second
                         stamp += 1
-            self._lock = open(path / ".lock", "w")  # noqa: SIM115 (held for the life of the run)
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._lock = files.lock(path / ".lock", wait=False)
         except BlockingIOError:
             raise UserError(f"{path} is in use by another process.") from None
         except OSError as error:
@@ -120,7 +122,7 @@ class Folder:
                 "or go on all the same with --accept-changes, which the report will say."
             )
         if changed:
-            files.save_json(path, now | {"changes": [*before["changes"], changed]})
+            files.save_json(path, before | now | {"changes": [*before["changes"], changed]})
 
     def close(self) -> None:
         """Free the lock."""

@@ -177,6 +177,11 @@ def launch(args_type: type, main: Callable[[Any], Path]) -> None:
         sys.exit(128 + stop.args[1])
 
 
+def learner_device(args: Any) -> torch.device:
+    """The GPU where there is one and `--cuda` isn't switched off, else the CPU."""
+    return torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
+
+
 def configure_torch(args: Any) -> torch.device:
     """Set threads and determinism as the flags say; returns the learner's device.
 
@@ -188,7 +193,7 @@ def configure_torch(args: Any) -> torch.device:
     torch.set_flush_denormal(True)  # denormal numbers are slow and change nothing
     torch.use_deterministic_algorithms(args.torch_deterministic)
     torch.utils.deterministic.fill_uninitialized_memory = False  # all memory is written before it is read
-    device = torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
+    device = learner_device(args)
     if args.compile and device.type == "cpu" and shutil.which(os.environ.get("CXX", "g++")) is None:
         raise UserError("--compile needs a C++ compiler: install g++, or leave the flag out.")
     return device

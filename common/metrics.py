@@ -120,7 +120,10 @@ class Metrics:
 
         about = {"project": args.wandb_project_name, "entity": args.wandb_entity, "group": row}
         about |= {"name": self._path.parent.name, "dir": self._path.parent, "config": vars(args) | {"row": row}}
-        self._wandb = wandb.init(id=wandb_id, resume="allow", **about)
+        try:
+            self._wandb = wandb.init(id=wandb_id, resume="allow", **about)
+        except wandb.Error as error:  # no network, a wrong entity, a key that was withdrawn
+            raise UserError(f"--track: {error}; set WANDB_MODE=offline, or leave the flag out.") from error
         wandb.define_metric("*", step_metric="learner_step")
         wandb.define_metric("losses/bc_loss", step_metric="pretrain_step")
         return self._wandb.id

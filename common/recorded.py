@@ -46,7 +46,11 @@ def write(path: Path, episodes: Sequence[Mapping[str, Any]]) -> None:
     for i, episode in enumerate(episodes):
         if missing := [name for name in names if name not in episode]:
             raise UserError(f"{path}: episode {i} lacks {', '.join(missing)}.")
-    arrays = {name: [np.asarray(episode[name], np.float32) for episode in episodes] for name in names}
+    try:
+        arrays = {name: [np.asarray(episode[name], np.float32) for episode in episodes] for name in names}
+        lengths = [len(action) for action in arrays["action"]]
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{path}: an array of an episode isn't plain numbers of one shape ({error}).") from error
     for i, action in enumerate(arrays["action"]):
         for name in names:
             expected, like = len(action) + (name == "obs"), arrays[name][0].shape[1:]
@@ -54,7 +58,7 @@ def write(path: Path, episodes: Sequence[Mapping[str, Any]]) -> None:
                 got = arrays[name][i].shape
                 raise UserError(f"{path}: episode {i} has {name} of shape {got}, expected {(expected, *like)}.")
     flat = {name: np.concatenate(parts) for name, parts in arrays.items()}
-    flat["length"] = np.array([len(action) for action in arrays["action"]], np.int64)
+    flat["length"] = np.array(lengths, np.int64)
     _check_values(path, flat)
     files.save_arrays(path, **flat)
 

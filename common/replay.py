@@ -98,15 +98,12 @@ class Replay:
             self._column(name, values.shape[1])[rows] = torch.from_numpy(values)
             self._annotated.setdefault(name, set()).add(len(self._batch_ends) - 1)
 
-    def annotate(
-        self, name: str, function: Callable[..., torch.Tensor], batches: str = "new", columns: Sequence[str] = ("obs",)
-    ) -> None:
-        """Add or renew the column `function(*columns)`, asked in chunks of at most 4096 rows that never span batches.
+    def annotate(self, name: str, function: Callable[[torch.Tensor], torch.Tensor], batches: str = "new") -> None:
+        """Add or renew the column `function(obs)`, asked in chunks of at most 4096 rows that never span batches.
 
         Args:
-            function: columns (B, .) -> (B, size), the same size each time.
+            function: obs (B, obs_size) -> (B, size), the same size each time.
             batches: "new" for the batches that don't have the column yet, "all" for every batch.
-            columns: what the function is given: obs, action, n_step_return, n_step_discount or annotations.
         """
         if batches not in ("new", "all"):
             raise ValueError(f'batches must be "new" or "all", not {batches!r}')
@@ -117,8 +114,7 @@ class Replay:
                     continue
                 for start in range(starts[batch], starts[batch + 1], ANNOTATE_CHUNK):
                     rows = slice(start, min(start + ANNOTATE_CHUNK, starts[batch + 1]))
-                    given = [(self._obs if column == "obs" else self._columns[column])[rows] for column in columns]
-                    value = function(*given)
+                    value = function(self._obs[rows])
                     self._column(name, value.shape[1])[rows] = value
                 done.add(batch)
 

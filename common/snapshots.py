@@ -106,7 +106,8 @@ def load(path: Path, device: torch.device) -> Snapshot:
     Raises:
         UserError: the file is missing, damaged, not in the snapshot format, or of a policy that the format can't be.
     """
-    content = files.load_torch(path, "policy snapshot", "restore it from a copy")
+    cure = "restore it from a copy; a policy of another format is a teacher through a class, FILE.py:Class"
+    content = files.load_torch(path, "policy snapshot", cure)
     if "policy" in content.get("foreign", ()):
         raise UserError(
             f"{path} can't be used as a teacher, scored or filmed: its policy is another network than the format of "
@@ -124,5 +125,5 @@ def load(path: Path, device: torch.device) -> Snapshot:
         if snapshot.gives_gradients:
             snapshot.q_value(obs, action)
     except (KeyError, TypeError, AttributeError, ValueError, RuntimeError, IndexError) as error:
-        raise UserError(f"{path} is no policy snapshot of this project's format ({error!r}).") from error
+        raise UserError(f"{path} is no policy snapshot of this project's format ({error!r}); {cure}.") from error
     return snapshot

@@ -1,6 +1,6 @@
 """Teachers: shipped snapshots, a snapshot file, anybody's own class, and the demonstrations they give."""
 
-import fcntl
+import contextlib
 import hashlib
 import pickle
 import sys
@@ -51,9 +51,11 @@ class UserTeacher:
         copies = [tensor.clone() for tensor in tensors]
         value = foreign.guard(self._key[0], what, lambda: getattr(self._teacher, what)(*copies))
         expected = (len(tensors[0]), self._env.action_size)
-        if not isinstance(value, torch.Tensor) or tuple(value.shape) != expected or value.dtype != torch.float32:
-            got = f"{value.dtype} {tuple(value.shape)}" if isinstance(value, torch.Tensor) else repr(value)
-            raise UserError(f"{self._name}: {what} returned {got}, expected torch.float32 {expected}.")
+        wanted, got = f"torch.float32 {expected} on {tensors[0].device}", repr(value)
+        if isinstance(value, torch.Tensor):
+            got = f"{value.dtype} {tuple(value.shape)} on {value.device}"
+        if got != wanted:
+            raise UserError(f"{self._name}: {what} returned {got}, expected {wanted}.")
         return value
 
     def action(self, obs: torch.Tensor) -> torch.Tensor:
@@ -139,7 +141,7 @@ def demonstrations(
 
     Recorded ones are as many as were recorded, or the first of them. A cached file that is shorter than asked is
     extended; one that is damaged, or of another teacher, task, noise or version of dm_control or MuJoCo, is made again.
-    Runs that need the same file at once wait for the first.
+    Runs that need the same file at once wait for the first; one that can't write in `folder` reads what is there.
     """
     if isinstance(teacher, Recorded):
         return teacher.episodes[:num_episodes]
@@ -149,12 +151,14 @@ def demonstrations(
     origin = ", ".join([task, f"teacher {teacher.sha256}", f"sigma {sigma:g}", *envs.versions(env.env_id)])
     key = f"{task.replace(':', '-')}-{teacher.sha256[:16]}-sigma{sigma:g}"
     path = folder / f"{key}.npz"
-    with files.writing(path):
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / f".{key}.lock", "w")  # noqa: SIM115 (closed below)
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # the kernel frees it when this process ends, however it ends
-        files.remove_leftovers(folder, path.name)
+    with contextlib.ExitStack() as held:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            held.enter_context(files.lock(folder / f".{key}.lock", wait=True))
+            files.remove_leftovers(folder, path.name)
+            refused = None
+        except OSError as error:  # it is somebody else's; whole files are read without a lock
+            refused = error
         episodes: list[Episode] = []
         if path.exists():
             try:
@@ -168,6 +172,9 @@ def demonstrations(
                 episodes = []
                 print(f"{error} They are made again.", file=sys.stderr)
         if len(episodes) < num_episodes:
+            if refused is not None:
+                with files.writing(path):
+                    raise refused
             missing = range(len(episodes), num_episodes)
             episodes += workers.episodes(teacher.action, sigma, stream, missing, "demonstrations")
             files.save_arrays(path, origin=np.array(origin), **pack(episodes, [0] * len(episodes)))

@@ -18,7 +18,7 @@ import tyro
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from any folder
 
-from common import envs, files, recorded, rollouts, teachers
+from common import UserError, envs, files, recorded, rollouts, teachers
 from common.workers import Workers
 
 
@@ -69,7 +69,9 @@ def annotate(folder: Path, teacher: teachers.Teacher) -> None:
 
 
 def main(args: Args) -> None:
-    """Look for what the run has asked last, and bring it."""
+    """Look for what the run has asked last, and bring it. Raises UserError for what the user can put right."""
+    if not (args.run_dir / "waiting.json").exists():
+        raise UserError(f"{args.run_dir} waits for nothing: --resume it.")
     request = json.loads((args.run_dir / "waiting.json").read_text())
     run_args = json.loads((args.run_dir / "args.json").read_text())["args"]
     folder = args.run_dir / request["folder"]
@@ -82,4 +84,7 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args, description=__doc__))
+    try:
+        main(tyro.cli(Args, description=__doc__))
+    except UserError as error:
+        sys.exit(f"error: {error}")

@@ -1,6 +1,8 @@
 """Damaged and lost files: each is found, and what its message says to do leads to the same end."""
 
+import errno
 import multiprocessing
+import os
 import random
 import re
 import shutil
@@ -180,6 +182,28 @@ def test_runs_that_need_the_same_demonstrations_at_once_make_them_once(tmp_path)
         assert child.exitcode == 0
     assert len(list(tmp_path.glob("made by *"))) == 1
     assert np.array_equal(np.load(tmp_path / "first.npy"), np.load(tmp_path / "second.npy"))
+
+
+def test_demonstrations_in_somebody_elses_folder_are_read_not_extended(tmp_path, monkeypatch):
+    demos = load("Pusher", tmp_path)[1]
+    two = demos()
+
+    def refuse(path, wait):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(files, "lock", refuse)
+    assert equal(demos(), two)
+    with pytest.raises(UserError, match=r"\.npz can't be written .Permission denied.; put that right"):
+        demos(3)
+
+
+def test_a_file_system_without_locks_is_told(tmp_path, monkeypatch):
+    def unknown(*_):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(files.fcntl, "flock", unknown)
+    with pytest.raises(UserError, match=r"\.lock can't be locked .Function not implemented.: choose a file system"):
+        load("Pusher", tmp_path)[1]()
 
 
 # ---- any file

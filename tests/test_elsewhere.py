@@ -132,6 +132,7 @@ BAD = {
     "nan reward": (spoilt("reward", 0, np.nan), "reward of episode 1, step 0"),
     "negative discount": (spoilt("discount", 19, -1), "discount of episode 1, step 19"),
     "missing": (lambda episodes: episodes[1].pop("reward"), "episode 1 lacks reward"),
+    "dicts": (lambda episodes: episodes[1].update(obs={"position": 0}), "isn't plain numbers of one shape"),
     "short": (
         lambda episodes: episodes[1].update(obs=episodes[1]["obs"][:-1]),
         r"episode 1 has obs of shape \(20, 3\)",
@@ -307,4 +308,6 @@ def test_the_readmes_five_commands_are_the_whole_loop(tmp_path):
         assert asks in call(resume, 75)
     call(bring, 0)
     call(resume, 0)
+    done = subprocess.run(bring, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (1, f"error: {tmp_path}/run waits for nothing: --resume it.\n")
     assert report(tmp_path / "run")["row"] == "ta_qf"

@@ -52,7 +52,12 @@ def test_the_printed_score_is_that_of_the_rollouts(run_folder, tmp_path):
 
 
 def test_a_bad_path_is_one_sentence(tmp_path):
-    for path, word in ((tmp_path / "none.pt", "read"), (tmp_path, "holds no")):
+    files.save_torch(tmp_path / "list.pt", [torch.zeros(1)])
+    for path, word in (
+        (tmp_path / "none.pt", "read"),
+        (tmp_path, "holds no"),
+        (tmp_path / "list.pt", "a list, .* FILE.py:Class"),
+    ):
         with pytest.raises(UserError, match=word):
             evaluate.main(evaluate.Args(path))
     result = command(tmp_path)
@@ -76,6 +81,9 @@ def test_a_video_that_cannot_be_is_one_sentence_and_a_run_says_it_at_its_start(
     with pytest.raises(UserError, match=sentence):
         evaluate.film(mine, tmp_path / "film.gif", 0)
     evaluate.main(evaluate.Args(mine, episodes=2, num_workers=0))  # but it can be scored
+    monkeypatch.setattr(evaluate.subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], -11, "", ""))
+    with pytest.raises(UserError, match="--capture-video: the renderer ended with status -11"):
+        evaluate.check_can_film(TASK)  # a crash that says nothing
 
 
 def test_the_film_shows_the_first_scored_episode(run_folder, tmp_path):

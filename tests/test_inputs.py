@@ -40,6 +40,7 @@ BAD = [
     ({"num_atoms": 1}, "--num-atoms 1"),
     ({"v_min": 1.0, "v_max": 0.0}, "v-min < v-max"),
     ({"buffer_size": 3_999}, "--buffer-size 3999"),
+    ({"teacher": "none", "demos_in_replay": True}, "--demos-in-replay needs a teacher"),
     ({"run_dir": "/proc/run"}, "can't be written"),
 ]
 
@@ -109,6 +110,18 @@ def test_tracking_without_a_login_is_one_line_before_any_work(tmp_path):
     assert not (tmp_path / "runs").exists() and done.stderr.count("\n") == 1
 
 
+def test_what_wandb_refuses_is_a_sentence(tmp_path, demo_dir, monkeypatch):
+    import wandb
+
+    def refuse(**_):
+        raise wandb.errors.CommError("entity nobody not found")
+
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setattr(wandb, "init", refuse)
+    with pytest.raises(UserError, match="--track: entity nobody not found; set WANDB_MODE=offline"):
+        run_row("bc", tmp_path / "run", demo_dir, **(TOY | {"track": True}))
+
+
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_help_gives_every_flag_with_the_source_of_its_default(name):
     source = Path(script(name).__file__).read_text()
@@ -129,7 +142,8 @@ WRONG = {
     "def action(self, obs): raise RuntimeError('no idea')": r"action raised RuntimeError\('no idea'\) at ",
     "def action(self, obs): sys.exit(0)": r"action raised SystemExit\(0\) at ",
     "def action(self, obs): return torch.zeros(len(obs), 3)": r"action returned torch.float32 \(2, 3\)",
-    "def action(self, obs): return obs[:, :1].double()": r"action returned torch.float64 \(2, 1\), expected ",
+    "def action(self, obs): return obs[:, :1].double()": r"action returned torch.float64 \(2, 1\) on cpu, expected ",
+    "def action(self, obs): return obs[:, :1].to('meta')": r"action returned .* on meta, expected .* on cpu",
     "def action(self, obs): return obs[:, :1] / 0": "action returned entries of size nan",
     "def action(self, obs): return obs[:, :1] + 2": "action returned entries of size 2",
     "def action_gradient(self, obs, action): assert False": r"action_gradient raised AssertionError.* at ",

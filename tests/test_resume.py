@@ -11,9 +11,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from small import TOY, differences, live, make_args, metrics, own, report, result, run_row, script
 
-from common import UserError, files, folder, launch
+from common import UserError, checkpoint, files, folder, launch
 
 STEPS = ((0, 3), (0, 39), (0, 50), (1, 0), (1, 20), (2, 40), (2, 50), (2, 60))
 ONLINE = {"teacher": "none", "num_cycles": 20, "keep_every": 3}
@@ -160,6 +161,15 @@ def test_other_code_or_packages_are_named_refused_and_if_accepted_booked(stopped
     assert live("ta:1", dataclasses.replace(more, accept_changes=True), steps=[(2, 61)]) is None
     (changes,) = report(module.main(args))["changes"]  # which it was once and isn't since
     assert changes["numpy"] == [version("numpy"), "1.0"] and changes["common/new.py"][0] is None
+
+
+def test_what_was_learned_on_another_kind_of_device_is_told():
+    parts = {"sampler": torch.Generator()}
+    state = checkpoint.collect(parts)
+    checkpoint.put_back(parts, state)
+    state["parts"]["sampler"] = torch.zeros(16, dtype=torch.uint8)  # as a GPU's generator has it
+    with pytest.raises(UserError, match="another kind of device than cpu"):
+        checkpoint.put_back(parts, state)
 
 
 def test_a_folder_in_use_is_refused(tmp_path, demo_dir):
