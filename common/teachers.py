@@ -51,11 +51,10 @@ class UserTeacher:
         copies = [tensor.clone() for tensor in tensors]
         value = foreign.guard(self._key[0], what, lambda: getattr(self._teacher, what)(*copies))
         expected = (len(tensors[0]), self._env.action_size)
-        wanted, got = f"torch.float32 {expected} on {tensors[0].device}", repr(value)
-        if isinstance(value, torch.Tensor):
-            got = f"{value.dtype} {tuple(value.shape)} on {value.device}"
-        if got != wanted:
-            raise UserError(f"{self._name}: {what} returned {got}, expected {wanted}.")
+        device, is_tensor = tensors[0].device, isinstance(value, torch.Tensor)
+        if not is_tensor or (value.dtype, tuple(value.shape), value.device) != (torch.float32, expected, device):
+            got = f"{value.dtype} {tuple(value.shape)} on {value.device}" if is_tensor else repr(value)
+            raise UserError(f"{self._name}: {what} returned {got}, expected torch.float32 {expected} on {device}.")
         return value
 
     def action(self, obs: torch.Tensor) -> torch.Tensor:

@@ -49,6 +49,7 @@ def test_a_run_that_is_ended_everywhere_comes_to_the_same_end(end, tmp_path, dem
         import wandb  # noqa: F401 (once for all lives)
 
         monkeypatch.setenv("WANDB_MODE", "offline")
+        monkeypatch.delenv("WANDB_SERVICE", raising=False)  # of another test, which would outlive a killed run
     left_alone = run_row(row, tmp_path / "alone", demo_dir, **(TOY | flags | {"track": False}))
     _, args = make_args(row, tmp_path / "run", tmp_path / "demos", **(TOY | flags))
     assert len(torment(row, args, **how)) >= at_least
