@@ -260,16 +260,21 @@ def early_fall(part: Part) -> Part:
     return part._replace(quantity="fall, first eighth") if part.quantity == "fall" else part
 
 
-OTHERWISE: dict[str, Callable[[Part], Part]] = {"a fall in the first eighth, not the first cycle": early_fall}
-for _meaning, _mine, _others in (
-    ("half", HALF, (0.33, 0.67)),
-    ("a fall", DIP, (0.05, 0.15, 0.2)),
-    ("a visible difference", VISIBLE, (0.0, 0.02)),
-    ("a rate that matters", MATTERS, (0.02, 0.1)),
-    ("the expert reached", REACHED, (0.9, 0.99)),
-    ("almost all", ALMOST_ALL, (0.7, 0.9)),
-):
-    OTHERWISE |= {f"{_meaning} from {other:g} on, not {_mine:g}": in_place_of(_mine, other) for other in _others}
+OTHERWISE: dict[str, Callable[[Part], Part]] = {
+    "a fall in the first eighth, not the first cycle": early_fall,
+    **{
+        f"{meaning} from {other:g} on, not {mine:g}": in_place_of(mine, other)
+        for meaning, mine, tried in (
+            ("half", HALF, (0.33, 0.67)),
+            ("a fall", DIP, (0.05, 0.15, 0.2)),
+            ("a visible difference", VISIBLE, (0.0, 0.02)),
+            ("a rate that matters", MATTERS, (0.02, 0.1)),
+            ("the expert reached", REACHED, (0.9, 0.99)),
+            ("almost all", ALMOST_ALL, (0.7, 0.9)),
+        )
+        for other in tried
+    },
+}
 
 
 # ---- verdicts
@@ -354,17 +359,18 @@ def judge(claim: Claim, loaded: list[Run]) -> tuple[str, list[Outcome]]:
     return FAILS if FAILS in verdicts else HOLDS if verdicts == {HOLDS} else NOT_DECIDED, outcomes
 
 
-def others(loaded: list[Run], change: Callable[[Part], Part]) -> dict[str, str]:
+Judged = dict[Claim, tuple[str, list[Outcome]]]  # by runs of one budget
+Verdicts = dict[Budget, Judged]
+
+
+def others(loaded: list[Run], judged: Judged, change: Callable[[Part], Part]) -> dict[str, str]:
     """The paper's claims whose verdicts by runs of one budget are others once their parts are changed, and those."""
     found = {}
     for claim in PAPER:
         changed = claim._replace(parts=tuple(map(change, claim.parts)))
-        if changed != claim and (verdict := judge(changed, loaded)[0]) != judge(claim, loaded)[0]:
+        if changed != claim and (verdict := judge(changed, loaded)[0]) != judged[claim][0]:
             found[claim.name] = verdict
     return found
-
-
-Verdicts = dict[Budget, dict[Claim, tuple[str, list[Outcome]]]]
 
 
 def judge_all(loaded: list[Run]) -> Verdicts:
@@ -461,7 +467,7 @@ def to_markdown(verdicts: Verdicts, loaded: list[Run]) -> str:
         text.append(f"Means over tasks and seeds:\n\n{returns_table(of_budget)}")
     lines = []
     for words, change in OTHERWISE.items():
-        of_each = [others([run for run in loaded if run.budget == budget], change) for budget in verdicts]
+        of_each = [others([r for r in loaded if r.budget == budget], of, change) for budget, of in verdicts.items()]
         if any(of_each):
             lines.append([words, *(", ".join(f"{name} {verdict}" for name, verdict in of.items()) for of in of_each)])
     tried = f"Tried: {'; '.join(OTHERWISE)}. Where verdicts are others then:"

@@ -257,7 +257,9 @@ def test_what_is_initial_and_setbacks_of_what_there_was():
 
 def test_verdicts_that_hang_on_a_threshold_are_told():
     def told(changes, words):
-        return claims.others(world(changes), claims.OTHERWISE[words])
+        loaded = world(changes)
+        (judged,) = claims.judge_all(loaded).values()
+        return claims.others(loaded, judged, claims.OTHERWISE[words])
 
     assert set(claims.OTHERWISE) > {"a fall from 0.2 on, not 0.1", "the expert reached from 0.9 on, not 0.95"}
     eighty = [("bc_reg_decay:1", "expert", 4, [680, 800, 810, 820])]  # of 800: a fall of 0.15

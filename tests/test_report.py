@@ -319,8 +319,8 @@ def test_runs_that_differ_in_more_than_their_row_get_panels_of_their_own(loaded)
         ((run.budget, "mid", 2), ["bc"]),
         ((runs.PAPER, "expert", 2), ["bc"]),
     ]
-    files = [plot.Panel(run.budget, f"{folder}/snapshot.pt", 2) for folder in "ab"]
-    assert plot.title(files[0]) != plot.title(files[1])
+    one, other = (plot.Panel(run.budget, f"{folder}/snapshot.pt", 2) for folder in "ab")
+    assert plot.title(one) != plot.title(other)
 
 
 def test_the_same_run_twice_is_refused(finished):
