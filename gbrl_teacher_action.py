@@ -155,6 +155,7 @@ METRICS = (
     "deploy/episodic_return",  # mean return of the cycle's deployed episodes, with exploration noise
     "teacher/episodic_return",  # the teacher's mean noise-free return on the report's start seeds
     "losses/bc_loss",  # ||pi(s) - a*||^2, summed over action dimensions, mean over the batch
+    "losses/critic_evaluation_loss",  # as critic_loss, while the critic learns the clone's values from demonstrations
     "losses/critic_loss",  # cross-entropy between the projected n-step target and Z(s, a)
     "losses/policy_loss",  # the value of the row's objective, not of the surrogate that is differentiated
     "losses/q_value",  # mean Q(s, pi(s)) over the batch
@@ -456,7 +457,7 @@ def pretrain_critic(args: Args, agent: Agent, demos: Replay, sampler: torch.Gene
         if done % args.target_period == 0:
             agent.copy_targets()
         if done % 1_000 == 0:
-            run.log(step + 1, {"losses/critic_loss": loss.detach()})
+            run.log(step + 1, {"losses/critic_evaluation_loss": loss.detach()})
     agent.copy_targets()
 
 

@@ -3,16 +3,18 @@
 #
 #   benchmark/campaign.sh RUNS [RESULTS]
 #
-# RUNS holds the run folders and may be anywhere; RESULTS keeps a small file of each run.
+# RUNS holds the run folders and may be anywhere; RESULTS keeps a small file of each run. Exit status 1 if a run failed.
 set -u
 here=$(cd "$(dirname "$0")" && pwd)
 runs=${1:?a folder for the runs is needed} results=${2:-$here/results/campaign}
 six="cartpole-swingup cheetah-run walker-run finger-spin pendulum-swingup cartpole-balance"
 one_thread="--num-workers 0 --compile"
 seed=1
-sweep() { python "$here/sweep.py" --output "$runs" --results "$results" --seeds $seed "$@" -- $one_thread; }
+failed=0
+run() { python "$here/sweep.py" --output "$runs" --results "$results" --seeds $seed "$@" || failed=1; }
+sweep() { run "$@" -- $one_thread; }
 # The paper's budget: evaluated every 250 updates, not every 100 as in the paper, for an evaluation takes as long as 20.
-full() { python "$here/sweep.py" --output "$runs" --results "$results" --seeds $seed "$@" -- $one_thread --eval-every 250; }
+full() { run "$@" -- $one_thread --eval-every 250; }
 
 # 1. A tenth of the paper's budget, expert teachers, and noise-free demonstrations beside the default.
 tenth="bc bc_reg bc_reg_decay:1 bc_reg_decay:5 ta:1 ta:5 ta_qf ta_qf,beta:5 tg:1 tg:5 ta:1,beta-decay ta:5,beta-decay"
@@ -32,3 +34,4 @@ full --env-ids walker-run finger-spin pendulum-swingup cartpole-balance --rows b
 seed=2
 full --env-ids cartpole-swingup cheetah-run --rows $rows
 sweep --scale 0.1 --env-ids $six --rows $tenth
+exit $failed

@@ -66,9 +66,8 @@ def refuse_other(words: list[str], saved: dict[str, Any], where: Path) -> None:
 
 
 def run(words: list[str], folder: Path) -> int:
-    """Start or continue one run; returns its exit status. Raises UserError if `folder` holds a finished other one."""
+    """Start or continue one run; returns its exit status."""
     if (folder / "report.json").exists():
-        refuse_other(words, files.load_json(folder / "args.json", "arguments")["args"], folder)
         return 0
     folder.mkdir(parents=True, exist_ok=True)
     script, *flags = words
@@ -112,6 +111,9 @@ def main(args: Args, more: list[str]) -> None:
                         continue
                     clones[folder] = [*rows.command(clone), *shared, *short]
                     jobs[args.output / name] = (folder, words)
+    for folder, words in (clones | {folder: words for folder, (_, words) in jobs.items()}).items():
+        if (folder / "report.json").exists():  # here, not as a thread comes to it: tyro isn't made for threads
+            refuse_other(words, files.load_json(folder / "args.json", "arguments")["args"], folder)
 
     if not any(word.startswith("--num-workers") for word in more):  # a run's learner and workers share its processors
         processors = os.cpu_count() or 1

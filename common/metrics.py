@@ -125,7 +125,8 @@ class Metrics:
         except wandb.Error as error:  # no network, a wrong entity, a key that was withdrawn
             raise UserError(f"--track: {error}; set WANDB_MODE=offline, or leave the flag out.") from error
         wandb.define_metric("*", step_metric="learner_step")
-        wandb.define_metric("losses/bc_loss", step_metric="pretrain_step")
+        for name in ("losses/bc_loss", "losses/critic_evaluation_loss"):
+            wandb.define_metric(name, step_metric="pretrain_step")
         return self._wandb.id
 
     def finish_wandb(self, report: dict[str, Any], picture: Path) -> None:

@@ -162,10 +162,13 @@ def test_wandb_mirrors_the_file_and_leaves_its_own_offline(tmp_path, demo_dir, m
         return tracked
 
     monkeypatch.setattr(wandb, "init", init)
-    run_dir = run_row("ta_qf", tmp_path / "tracked", demo_dir, track=True, **TOY)
+    flags = TOY | {"bc_steps": 1_000, "critic_steps": 1_000, "track": True}  # each logs once
+    run_dir = run_row("ta_qf", tmp_path / "tracked", demo_dir, **flags)
     (about,), ((how, summary),) = started, ended
     assert (about["group"], about["name"], about["config"]["row"]) == ("ta_qf", "tracked", "ta_qf")
-    assert axes == [("*", "learner_step"), ("losses/bc_loss", "pretrain_step")]
+    pretraining = [("losses/bc_loss", "pretrain_step"), ("losses/critic_evaluation_loss", "pretrain_step")]
+    assert axes == [("*", "learner_step"), *pretraining]
+    assert [[line[axis] for line in metrics(run_dir) if name in line] for name, axis in pretraining] == [[1e3], [2e3]]
     *lines, last = logged
     assert lines == [pytest.approx(line) for line in metrics(run_dir)] and set(last) == {"learning_curve"}
     assert how == {"exit_code": 0} and summary["report"]["row"] == "ta_qf"

@@ -5,6 +5,7 @@ import dataclasses
 import importlib
 import re
 import subprocess
+import threading
 import typing
 from pathlib import Path
 
@@ -154,12 +155,13 @@ def test_rows_share_a_clone_unless_a_reading_is_of_cloning():
 
 
 def test_a_sweep_takes_over_what_is_finished_and_refuses_what_was_run_with_other_flags(tmp_path, monkeypatch):
-    started = []
+    started, parsing = [], threading.Lock()  # tyro isn't made for threads
 
     def finish(words, **_):
         """What a run leaves behind, as far as a sweep looks at it."""
         folder, script = Path(words[words.index("--run-dir") + 1]), importlib.import_module(Path(words[1]).stem)
-        args = tyro.cli(script.Args, args=words[2:])
+        with parsing:
+            args = tyro.cli(script.Args, args=words[2:])
         content = {"script": Path(words[1]).name, "args": vars(script.resolve(args, envs.spec(args.env_id)))}
         files.save_json(folder / "args.json", content)
         files.save_json(folder / "report.json", {})
