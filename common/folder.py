@@ -67,6 +67,7 @@ class Folder:
             about = {"device": name, "code": code(self.script), "changes": []}
             files.save_json(self.path / "versions.json", versions() | about)
             files.save_json(self.path / "args.json", self._content | {"args": dataclasses.asdict(self._args)})
+            tqdm.write(f"new run {self.path}, learning on {name}")
 
     def _open(self, row: str) -> Path:
         """Make the folder if there is none, and lock it."""

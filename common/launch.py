@@ -183,7 +183,7 @@ def learner_device(args: Any) -> torch.device:
 
 
 def configure_torch(args: Any) -> torch.device:
-    """Set threads and determinism as the flags say; says and returns the learner's device.
+    """Set threads and determinism as the flags say; returns the learner's device.
 
     Raises:
         UserError: `--compile` without a C++ compiler.
@@ -196,7 +196,6 @@ def configure_torch(args: Any) -> torch.device:
     device = learner_device(args)
     if args.compile and device.type == "cpu" and shutil.which(os.environ.get("CXX", "g++")) is None:
         raise UserError("--compile needs a C++ compiler: install g++, or leave the flag out.")
-    tqdm.write(f"learning on {'the CPU' if device.type == 'cpu' else torch.cuda.get_device_name(device)}")
     return device
 
 
