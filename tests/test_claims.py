@@ -171,6 +171,8 @@ def test_seeds_are_drawn_within_tasks_where_all_have_two_else_tasks():
     _, (outcome,) = verdict("6c", runs[:-1])
     assert outcome.interval == pytest.approx((705 / 900, 1)) and (outcome.drawn, outcome.seeds) == ("tasks", (1, 2))
     assert outcome.mean == pytest.approx((705 + 900) / 1800)  # each task counts the same
+    # All three draws are the lowest seed with probability 1/27, between 2.5 and 5 %: the interval is of 95, not 90 %.
+    assert claims.interval([np.array([0.0, 3.0, 9.0])]) == ((0, 9), "seeds")
 
 
 def test_rows_are_paired_by_task_and_seed():

@@ -1,5 +1,6 @@
 """Reports and averages of hand-made run folders, against numbers worked out by hand."""
 
+import collections
 import csv
 import itertools
 import json
@@ -143,6 +144,24 @@ def test_pictures_with_and_without_evaluations(run_dir, tmp_path):
     assert report.draw_learning_curve(tmp_path / "none").stat().st_size > 10_000
 
 
+def test_what_the_learning_curve_shows(run_dir, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, *_, **__: drawn.append(figure))
+    report.make_report(run_dir, QUERIES, SECONDS)
+    report.draw_learning_curve(run_dir)
+    (axes,) = drawn[0].axes
+    lines = {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
+    returns = [950, *[20] * 10, 700, 710]
+    assert lines["evaluation, no noise"] == [[100 * i, value] for i, value in enumerate(returns)]
+    assert lines["mean of 10 evaluations"] == [[900, 113], [1000, 20], [1100, 88], [1200, 157]]  # each at its last
+    assert axes.containers[0].lines[0].get_xydata().tolist() == [[0, 850], [400, 1050], [800, 500]]  # as cycles start
+    levels = {line.get_color(): line.get_ydata()[0] for line in axes.lines if len(set(line.get_ydata())) == 1}
+    assert levels == {"black": 1000, "#009E73": 950}
+    texts = {text.get_text() for text in axes.texts}
+    assert texts == {"teacher 1000", "clone 950", "cycle 1", "cycle 2", "cycle 3"}
+    assert drawn[0].get_suptitle() == "cheetah-run, bc, seed 3"
+
+
 @pytest.mark.parametrize(("old", "new"), [("700", "7x0"), ("700", "700,1"), ("cycle,", "")])
 def test_damaged_metrics_are_a_user_error(run_dir, old, new):
     path = run_dir / "metrics.csv"
@@ -250,6 +269,8 @@ def test_interquartile_mean_and_improvement_by_hand():
     assert plot.improvement(np.array([[1.0], [3.0]]), np.array([[1.0], [2.0]])) == (0.5 + 0 + 1 + 1) / 4
     point, low, high = plot.estimate(plot.interquartile_mean, scores[:1])
     assert point == 5 and np.isnan(low) and np.isnan(high)
+    # All three draws are the lowest run with probability 1/27, between 2.5 and 5 %: the interval is of 95, not 90 %.
+    assert plot.estimate(lambda drawn: drawn.mean((-2, -1)), np.array([[0.0], [3.0], [9.0]])) == (4, 0, 9)
 
 
 def test_curves_evaluated_at_other_steps_are_interpolated(tmp_path):
@@ -410,14 +431,30 @@ def test_what_a_panel_shows(loaded, tmp_path, monkeypatch):
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, *_, **__: drawn.append(figure))
     zero = [run._replace(row="ta_qf", returns=0 * run.returns) for key, run in loaded.items() if key[0] == "bc"]
     bc = [run for key, run in loaded.items() if key[0] == "bc"]
-    plot.draw_curves(tmp_path / "x.png", {"panel": {"bc": bc, "ta_qf": zero}}, "heading")
+    plot.draw_curves(tmp_path / "x.png", {"panel": {"ta_qf": zero, "bc": bc}}, "heading")
     (axes,) = drawn[0].axes
     lines = {line.get_color(): line for line in axes.lines}
     np.testing.assert_allclose(lines[plot.COLOURS["bc"]].get_ydata(), np.mean([run.returns for run in bc], axis=0))
     assert set(lines[plot.COLOURS["ta_qf"]].get_ydata()) == {0} and axes.get_ylim()[0] < 0  # a curve at 0 is seen
     assert list(lines["black"].get_ydata()) == [800, 800]  # the mean of both tasks' teachers
-    assert [text.get_text() for text in drawn[0].legends[0].get_texts()] == ["bc", "ta_qf", "teacher"]
-    assert axes.get_legend() is None and drawn[0].get_suptitle() == "heading"
+    (legend,) = drawn[0].legends
+    named = {text.get_text(): line.get_color() for text, line in zip(legend.texts, legend.legend_handles, strict=True)}
+    assert list(named.items()) == [*((row, plot.COLOURS[row]) for row in ("bc", "ta_qf")), ("teacher", "black")]
+    assert axes.get_legend() is None and (axes.get_title(), drawn[0].get_suptitle()) == ("panel", "heading")
+
+
+def test_a_measures_dot_is_its_estimate_and_its_line_the_interval(loaded, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, *_, **__: drawn.append(figure))
+    panels = plot.group_runs(loaded.values())
+    plot.draw_summary(tmp_path / "x.png", panels, lines := plot.summarise(panels))
+    shown = collections.defaultdict(list)
+    for axes in drawn[0].axes:
+        for line in axes.lines:
+            shown[axes.get_xlabel().replace("\n", " "), line.get_color()].append(list(line.get_xdata()))
+    for line in lines:
+        interval = [line["low"], line["high"]]
+        assert shown[line["measure"], plot.COLOURS[line["row"]]] == [interval, [line["estimate"]]], line
 
 
 def test_many_points_are_drawn_as_moving_means_and_cycles_end_at_lines(loaded, tmp_path, monkeypatch):
