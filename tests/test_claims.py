@@ -316,6 +316,8 @@ def test_output(tmp_path, capsys):
     assert "| expert | 4 | bc | 3, 3 | 900 | 800 | 202, 402, 502, 602 | 7 | 3 of 3, 2.3 % | 9 |" in lines
     written = json.loads(files["json"].read_text())
     assert len(written) == 2 * len(claims.CLAIMS)
+    tenth = {c["name"]: c["verdict"] for c in written if c["actor_steps"] == 200_000}
+    assert tenth.pop("5c") == NOT_DECIDED and set(tenth.values()) == {HOLDS}  # one seed
     (found,) = [c for c in written if c["name"] == "6g" and c["actor_steps"] == 2_000_000]
     assert found["verdict"] == NOT_DECIDED and found["parts"][0]["verdict"] == HOLDS
     assert found["parts"][1]["missing"] == ["tg:5"] and found["parts"][1]["interval"] is None

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import toy
 from small import SMALL, TOY, differences, metrics, report, result, run_row, script
 
-from common import UserError, Waiting, envs, files, recorded, snapshots, teachers
+from common import UserError, Waiting, envs, files, recorded, rollouts, snapshots, teachers
 from common.envs import EnvSpec
 from common.workers import Workers
 
@@ -66,9 +67,35 @@ def test_a_share_of_the_states_is_annotated_and_counted(tmp_path, demo_dir):
     asked = [round(len(column["annotated"]) / 4) for column in columns]
     assert [column["annotated"].sum() for column in columns] == asked
     assert report(there)["teacher_queries"]["states_annotated"] == sum(asked)
-    assert all((column["teacher_action"][column["annotated"][:, 0] == 0] == 0).all() for column in columns)
+    for cycle, column in enumerate(columns, start=1):
+        episodes, _ = rollouts.unpack(files.load_arrays(there / f"cycle_000{cycle}" / "batch.npz", "batch"))
+        obs = torch.from_numpy(np.concatenate([episode.obs[:-1] for episode in episodes]))
+        answers = toy.Pusher(None, None).action(obs)
+        np.testing.assert_array_equal(column["teacher_action"], answers.numpy() * column["annotated"])
     rates = [line["teacher/q_filter_rate"] for line in metrics(there) if "teacher/q_filter_rate" in line]
     assert rates and max(rates) <= 0.6  # no state without an answer can be better
+
+
+def test_answers_that_do_not_fit_or_are_of_another_run_are_refused(tmp_path, demo_dir):
+    def go_on():
+        run_row("ta_qf", tmp_path / "run", demo_dir, annotate="elsewhere", **TOY)
+
+    with pytest.raises(Waiting):
+        go_on()
+    count, folder = files.load_json(tmp_path / "run/waiting.json", "request")["states"], tmp_path / "run/cycle_0001"
+    bad = [("action", (count, 2), 0, r"shape \(\d+, 2\)"), ("actions", (count, 1), 0, "no such array")]
+    bad += [("action", (count, 1), value, "others") for value in (1.5, np.nan)]
+    for name, shape, value, got in bad:
+        files.save_arrays(folder / "annotations.npz", **{name: np.full(shape, value)})
+        with pytest.raises(UserError, match=f"from -1 to 1, one line a state; it has {got}"):
+            go_on()
+    files.save_arrays(folder / "annotations.npz", action=np.zeros((count, 1)))
+    with pytest.raises(Waiting, match="cycle_0002"):
+        go_on()
+    columns = files.load_arrays(folder / "annotated.npz", "annotations")
+    files.save_arrays(folder / "annotated.npz", **(columns | {"run": np.array("another")}))
+    with pytest.raises(UserError, match=r"annotated\.npz belong to another run"):
+        go_on()
 
 
 def test_a_state_without_an_answer_has_no_teacher_term():
@@ -140,8 +167,8 @@ BAD = {
 }
 
 
-def made_up(count=3, length=20):
-    rng = np.random.default_rng(0)
+def made_up(count=3, length=20, seed=0):
+    rng = np.random.default_rng(seed)
     shapes = {"obs": (length + 1, 3), "action": (length, 2), "reward": (length,), "discount": (length,)}
     return [{name: rng.uniform(0, 1, shape) for name, shape in shapes.items()} for _ in range(count)]
 
@@ -269,14 +296,14 @@ def test_without_a_simulator_deployments_speak(tmp_path, demo_dir):
             run_row("bc", tmp_path / "run", demo_dir, deploy="elsewhere", **flags)
         policy = torch.jit.load(tmp_path / "run" / f"cycle_000{cycle}" / "policy.torchscript")
         assert policy(torch.zeros(4, 3)).shape == (4, 2)
-        recorded.write(tmp_path / "run" / f"cycle_000{cycle}" / "episodes.npz", made_up(2))
+        recorded.write(tmp_path / "run" / f"cycle_000{cycle}" / "episodes.npz", made_up(2, seed=cycle))
     run_dir = run_row("bc", tmp_path / "run", demo_dir, deploy="elsewhere", **flags)
     content = report(run_dir)
     assert content["returns"].startswith("deployments") and content["clone"] is None and content["dip"] is None
-    expected = np.mean([episode["reward"].sum() for episode in made_up(2)])
+    expected = np.mean([episode["reward"].sum() for episode in made_up(2, seed=2)])
     assert content["final"]["return"]["mean"] == pytest.approx(expected, rel=1e-5)
     assert [cycle["deployed"]["episodes"] for cycle in content["cycles"]] == [2, 2]
-    assert content["falls"] == {"count": 0, "significant": 0}
+    assert content["falls"] == {"count": 1, "significant": 0}  # of the second deployment, and two episodes aren't many
     assert (run_dir / "learning_curve.png").stat().st_size > 10_000
 
 
