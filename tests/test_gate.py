@@ -1,8 +1,10 @@
 """What a gate before each deployment would have known, and whom it would have held back."""
 
 import csv
+import itertools
 
 import gate
+import numpy as np
 import pytest
 import torch
 from small import report
@@ -22,13 +24,16 @@ def test_a_finished_run_is_judged_before_each_deployment(alone, tmp_path, capsys
     assert [float(line["return_before"]) for line in lines] == pytest.approx(levels[:-1], abs=1e-3)
     assert [float(line["return_after"]) for line in lines] == pytest.approx(levels[1:], abs=1e-3)
     assert sum(line["falls"] == "True" for line in lines) == content["falls"]["significant"]
-    # With no update the estimate is the learner's own critic's.
+    batches = [rollouts.unpack(files.load_arrays(run_dir / f"cycle_000{k}" / "batch.npz", "batch"))[0] for k in (1, 2)]
+    deployed = [np.mean([episode.discounted_return(0.99) for episode in batch]) for batch in batches]
+    assert [float(line["deployed_before"]) for line in lines] == pytest.approx(deployed, abs=1e-3)
+    assert float(lines[0]["deployed_after"]) == pytest.approx(deployed[1], abs=1e-3)
+    # With no update the estimate is the learner's own critic's, of both policies on all starts so far.
     env, args = envs.spec(content["env_id"]), gbrl_d4pg.Args()
-    (episodes, _) = rollouts.unpack(files.load_arrays(run_dir / "cycle_0001" / "batch.npz", "batch"))
-    policy, critic = gate.load(run_dir / "cycle_0001" / "snapshot.pt", args, env)
-    obs = torch.stack([torch.from_numpy(episode.obs[0]) for episode in episodes])
-    expected = critic.q_value(obs, policy(obs)).mean().item()
-    assert float(lines[0]["fqe_after"]) == pytest.approx(expected, abs=1e-3)
+    old, new = (gate.load(run_dir / f"cycle_000{cycle}" / "snapshot.pt", args, env) for cycle in (1, 2))
+    obs = torch.stack([torch.from_numpy(episode.obs[0]) for episode in itertools.chain(*batches)])
+    for name, policy in (("fqe_before", old[0]), ("fqe_after", new[0])):
+        assert float(lines[1][name]) == pytest.approx(new[1].q_value(obs, policy(obs)).mean().item(), abs=1e-3)
     assert "| all | FQE against deployed returns |" in capsys.readouterr().out
     with pytest.raises(UserError, match="nothing to judge"):
         gate.main(gate.Args((), tmp_path))

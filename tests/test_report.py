@@ -214,16 +214,18 @@ def test_plot_end_to_end(finished, tmp_path):
         runs.save(given.pop(key), kept / f"kept__{i}.json")
     files.save_json(kept / "claims.json", {})
     (tmp_path / "unfinished").mkdir()
+    files.save_json(tmp_path / "clone__x" / "report.json", {})
     beside = [tmp_path / name for name in ("run.log", "curves.csv", "summary.png")]
     for path in beside:
         path.touch()
-    done = command(*given.values(), kept, tmp_path / "unfinished", *beside, "--output", tmp_path)
+    named = [*given.values(), *(tmp_path / name for name in ("kept", "unfinished", "clone__x")), *beside]
+    done = command(*named, "--output", tmp_path)
     assert done.returncode == 0, done.stderr
     assert (
         done.stderr == f"{tmp_path}/unfinished is left out: it is no folder of a finished run, it has no report.json.\n"
     )
     outputs = {"curves.csv", "curves.png", "summary.csv", "summary.png"}
-    assert {path.name for path in tmp_path.iterdir()} == outputs | {"kept", "unfinished", "run.log"}
+    assert {path.name for path in tmp_path.iterdir()} == outputs | {"kept", "unfinished", "clone__x", "run.log"}
     assert all(path.stat().st_size > 10_000 for path in tmp_path.glob("*.png"))
 
     for row in FINALS:

@@ -8,6 +8,7 @@ import subprocess
 import threading
 import typing
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import rows
@@ -154,31 +155,77 @@ def test_rows_share_a_clone_unless_a_reading_is_of_cloning():
 # ---- sweep.py
 
 
-def test_a_sweep_takes_over_what_is_finished_and_refuses_what_was_run_with_other_flags(tmp_path, monkeypatch):
-    started, parsing = [], threading.Lock()  # tyro isn't made for threads
+@pytest.fixture
+def begun(monkeypatch):
+    """Runs that a sweep begins: each only leaves what a sweep looks at, and fails if its name is in `begun.failing`."""
+    parsing = threading.Lock()  # tyro isn't made for threads
 
-    def finish(words, **_):
-        """What a run leaves behind, as far as a sweep looks at it."""
+    def run(words, **_):
         folder, script = Path(words[words.index("--run-dir") + 1]), importlib.import_module(Path(words[1]).stem)
+        begun.names.append(folder.name)
+        if folder.name in begun.failing:
+            return subprocess.CompletedProcess(words, begun.failing[folder.name])
         with parsing:
             args = tyro.cli(script.Args, args=words[2:])
         content = {"script": Path(words[1]).name, "args": vars(script.resolve(args, envs.spec(args.env_id)))}
         files.save_json(folder / "args.json", content)
         files.save_json(folder / "report.json", {})
-        started.append(folder.name)
         return subprocess.CompletedProcess(words, 0)
 
-    monkeypatch.setattr(sweep.subprocess, "run", finish)
-    monkeypatch.setattr(sweep.plot, "main", lambda args: None)
-    args = sweep.Args(rows=["bc", "ta:1"], output=tmp_path, seeds=(1, 2), scale=0.01)
+    def keep(folder, path):
+        files.save_json(path, {"resolved": files.load_json(folder / "args.json", "arguments")["args"]})
+
+    begun = SimpleNamespace(names=[], failing={}, drawn=[])
+    monkeypatch.setattr(sweep.subprocess, "run", run)
+    monkeypatch.setattr(sweep.plot, "main", lambda args: begun.drawn.append(args.runs))
+    monkeypatch.setattr(sweep.runs, "save", keep)
+    return begun
+
+
+def test_a_sweep_takes_over_what_is_finished_and_refuses_what_was_run_with_other_flags(tmp_path, begun):
+    args = sweep.Args(rows=["bc", "ta:1"], output=tmp_path, seeds=(1, 2), scale=0.01, num_cycles=(2,), teacher="mid")
     sweep.main(args, [])
-    names = [f"cartpole-swingup__{row}__expert__4__0.01__{seed}" for row in ("bc", "ta-1") for seed in (1, 2)]
-    names += [f"clone__cartpole-swingup__bc__expert__0.01__{seed}" for seed in (1, 2)]
-    assert sorted(started) == sorted(names)
+    names = [f"cartpole-swingup__{row}__mid__2__0.01__{seed}" for row in ("bc", "ta-1") for seed in (1, 2)]
+    clones = [f"clone__cartpole-swingup__bc__mid__0.01__{seed}" for seed in (1, 2)]
+    assert sorted(begun.names) == sorted(names + clones)
+    for name in names + clones:
+        made = files.load_json(tmp_path / name / "args.json", "arguments")["args"]
+        assert (made["teacher"], made["seed"], made["scale"]) == ("mid", int(name[-1]), 0.01)
+        alone = (1, 1_000, 1, None)
+        shared = (2, 20_000, 2_500, f"{tmp_path}/clone__cartpole-swingup__bc__mid__0.01__{name[-1]}")
+        expected = alone if name in clones else shared
+        assert tuple(made[flag] for flag in ("num_cycles", "actor_steps", "learner_steps", "pretrained")) == expected
+    assert sorted(begun.drawn.pop()) == sorted(tmp_path / name for name in names)
     sweep.main(args, ["--num-workers", "3"])
-    assert len(started) == 6
     with pytest.raises(UserError, match="was run with --bc-steps 30000, not 10; give another --output"):
         sweep.main(args, ["--bc-steps", "10"])
     with pytest.raises(UserError, match="--parallel must be at least 1"):
         sweep.main(sweep.Args(rows=["bc"], output=tmp_path, parallel=0), [])
-    assert len(started) == 6
+    assert len(begun.names) == 6
+
+
+def test_a_sweep_keeps_small_files_and_runs_what_they_lack(tmp_path, begun):
+    args = sweep.Args(rows=["bc"], output=tmp_path / "runs", seeds=(1,), scale=0.01, results=tmp_path)
+    sweep.main(args, [])
+    args = sweep.Args(rows=["bc", "ta_qf"], output=tmp_path / "elsewhere", seeds=(1,), scale=0.01, results=tmp_path)
+    with pytest.raises(UserError, match=r"bc__expert__4__0.01__1.json was run with --sigma 0.3, not 0.2; give another"):
+        sweep.main(args, ["--sigma", "0.2"])
+    sweep.main(args, [])
+    clone = "clone__cartpole-swingup__bc__expert__0.01__1"
+    bc, ta_qf = (f"cartpole-swingup__{row}__expert__4__0.01__1" for row in ("bc", "ta_qf"))
+    assert begun.names == [clone, bc, clone, ta_qf]
+    assert sorted(path.stem for path in tmp_path.glob("*.json")) == [bc, ta_qf]
+    assert begun.drawn[-1] == (tmp_path / f"{bc}.json", tmp_path / "elsewhere" / ta_qf)
+
+
+@pytest.mark.parametrize("status", (1, 75, 143, -9))
+def test_a_sweep_with_a_failed_run_runs_the_others_and_fails(status, tmp_path, begun, capsys):
+    begun.failing["cartpole-swingup__bc__expert__4__0.01__1"] = status
+    with pytest.raises(SystemExit, match="1 of 2 runs failed; start this again"):
+        sweep.main(sweep.Args(rows=["bc", "bc_reg"], output=tmp_path, seeds=(1,), scale=0.01), [])
+    assert (tmp_path / "cartpole-swingup__bc_reg__expert__4__0.01__1" / "report.json").exists()
+    begun.failing = {"clone__cartpole-swingup__bc__expert__0.01__2": status}
+    with pytest.raises(SystemExit, match="2 of 2 runs failed"):
+        sweep.main(sweep.Args(rows=["bc", "bc_reg"], output=tmp_path, seeds=(2,), scale=0.01), [])
+    assert not [name for name in begun.names if not name.startswith("clone") and name.endswith("2")]
+    assert begun.drawn == []
