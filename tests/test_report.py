@@ -134,6 +134,17 @@ def test_deployed_episodes_are_grouped_by_their_cycle_not_their_folder(tmp_path)
     assert (cycle["cycle"], cycle["deployed"]["mean"], cycle["deployed"]["episodes"]) == (2, 15, 2)
 
 
+def test_without_evaluations_deployments_speak_and_are_not_paired(tmp_path):
+    write_run(tmp_path, {0: STARTS, 2: STARTS}, {1: [(1, 900), (1, 700)], 2: [(2, 899), (2, 699)]}, [], [900] * 20)
+    for path in tmp_path.glob("cycle_*/evaluation.json"):
+        path.unlink()
+    content = report.make_report(tmp_path, QUERIES, SECONDS)
+    assert (content["clone"], content["dip"]) == (None, None)
+    assert content["falls"] == {"count": 1, "significant": 0}  # as pairs both would have fallen by 1
+    assert content["final"]["return"] == content["cycles"][-1]["deployed"]
+    assert [cycle["deployed"]["mean"] for cycle in content["cycles"]] == [800, 799]
+
+
 def test_pictures_with_and_without_evaluations(run_dir, tmp_path):
     report.make_report(run_dir, QUERIES, SECONDS)
     content = report.draw_learning_curve(run_dir).read_bytes()
