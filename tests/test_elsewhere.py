@@ -118,30 +118,29 @@ def episodes_of(teacher, env, count):
     return workers.episodes(teacher.action, 0.3, (5,), range(count), "recording")
 
 
-def test_recorded_demonstrations_are_cloned_to_what_was_meant(tmp_path, demo_dir):
+def test_recorded_demonstrations_are_cloned_to_what_was_meant(tmp_path, demo_dir, monkeypatch):
     env = envs.spec(TASK)
     teacher = snapshots.load(EXPERT, torch.device("cpu"))
     episodes = [episode._asdict() for episode in episodes_of(teacher, env, 2)]
     for episode in episodes:
         episode["intended_action"] = teacher.action(torch.from_numpy(episode["obs"][:-1])).numpy()
     recorded.write(tmp_path / "mine.npz", episodes)
+    module, replays = script("gbrl_d4pg"), []
+
+    class Kept(module.Replay):
+        def __init__(self, *sizes):
+            replays.append(self)
+            super().__init__(*sizes)
+
+    monkeypatch.setattr(module, "Replay", Kept)
     run_dir = run_row("bc", tmp_path / "run", demo_dir, env_id=TASK, teacher=str(tmp_path / "mine.npz"))
+    batch = replays[1].sample(64, torch.Generator().manual_seed(0))  # of demonstrations; the first is the growing batch
+    torch.testing.assert_close(batch["teacher_action"], teacher.action(batch["obs"]), atol=1e-5, rtol=0)
     returns = [float(episode["reward"].sum(dtype=np.float64)) for episode in episodes]
     assert report(run_dir)["teacher"]["return"]["mean"] == pytest.approx(np.mean(returns))
     for row in ("ta_qf", "tg:1"):
         with pytest.raises(UserError, match="recorded episodes give demonstrations only; this row needs action"):
             run_row(row, tmp_path / "no", demo_dir, env_id=TASK, teacher=str(tmp_path / "mine.npz"))
-    module = script("gbrl_d4pg")
-    demos = module.Replay(2000, env.obs_size, env.action_size, 5, 0.99, torch.device("cpu"))
-    demos.append(*teachers_run(tmp_path / "mine.npz", env))
-    demos.annotate("teacher_action", teachers.Recorded(tmp_path / "mine.npz", env).action)  # asks nothing
-    batch = demos.sample(64, torch.Generator().manual_seed(0))
-    torch.testing.assert_close(batch["teacher_action"], teacher.action(batch["obs"]), atol=1e-5, rtol=0)
-
-
-def teachers_run(path, env):
-    teacher = teachers.Recorded(path, env)
-    return teacher.episodes, {"teacher_action": teacher.intended}
 
 
 def spoilt(name, where, value):
@@ -219,6 +218,9 @@ def test_a_file_that_does_not_fit_the_task_is_refused(tmp_path):
     for env, sentence in ((EnvSpec("mine", 4, 2, 20), r"mine has \(4,\)"), (EnvSpec("mine", 3, 2, 10), "ends at 10")):
         with pytest.raises(UserError, match=sentence):
             recorded.read(path, env)
+    recorded.main(recorded.Args(path))
+    with pytest.raises(UserError, match=r"pendulum-swingup has \(3,\) and \(1,\)"):
+        recorded.main(recorded.Args(path, env_id="pendulum-swingup"))
     arrays = files.load_arrays(path, "recorded episodes")
     wide = {name: values.astype(np.float64) for name, values in arrays.items()}  # NumPy's own type
     files.save_arrays(tmp_path / "wide.npz", **wide)

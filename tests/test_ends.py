@@ -13,7 +13,8 @@ import pytest
 import torch
 from small import SMALL, TOY, differences, equal, own, result, run_row, script
 
-from common import UserError, envs, files, teachers, workers
+from common import Interrupted, UserError, envs, files, teachers, workers
+from common.interrupt import Interrupt
 from common.replay import Replay
 from common.run import Run
 from common.workers import Workers
@@ -133,6 +134,12 @@ class Raises(Pusher):
         if len(obs) == 10:
             raise RuntimeError("in the worker")
         return super().action(obs)
+
+
+class Begins(Point):
+    def reset(self, seed, obs):
+        open(f"{HERE}/began {os.getpid()}", "w").close()
+        super().reset(seed, obs)
 """
 
 
@@ -172,29 +179,54 @@ def of(mark):
 
 
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="this system has no /proc")
-@pytest.mark.parametrize("end", ("killed", "killed at its start", "SIGTERM", "error"))
+@pytest.mark.parametrize("end", ("killed", "killed at its start", "SIGTERM", "Ctrl-C", "error"))
 def test_no_process_is_left_behind(end, tmp_path):
     mark, flags = f"{os.getpid()}-{end.replace(' ', '-')}", SMALL | TOY | {"num_workers": 2, "demo_dir": tmp_path}
     endless = {"teacher": "none", "actor_steps": 10**6, "learner_steps": 10**7}
     flags |= {"teacher": own(tmp_path, "Raises", TEACHERS)} if end == "error" else endless
+    if end == "Ctrl-C":
+        flags["env_id"] = own(tmp_path, "Begins", TEACHERS)
     words = [f"--{name.replace('_', '-')}={value}" for name, value in flags.items()]
     command = [sys.executable, script("gbrl_d4pg").__file__, *words, f"--run-dir={tmp_path}/run"]
     environment = os.environ | {"MARK": mark}
-    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) as child:
+    pipes = {"stderr": subprocess.PIPE, "stdout": subprocess.DEVNULL, "start_new_session": True}
+    with subprocess.Popen(command, env=environment, **pipes) as child:
         try:
             if end != "error":  # the run deploys, with a resource tracker, a fork server and two workers
                 while len(of(mark)) < (3 if "start" in end else 5):
                     assert child.poll() is None, child.stderr.read()
                     time.sleep(0.1)
-                child.send_signal(signal.SIGTERM if end == "SIGTERM" else signal.SIGKILL)
+                if end == "Ctrl-C":
+                    while len([*tmp_path.glob("began *")]) < 2:
+                        time.sleep(0.1)
+                    os.killpg(child.pid, signal.SIGINT)  # it reaches the workers too
+                else:
+                    child.send_signal(signal.SIGTERM if end == "SIGTERM" else signal.SIGKILL)
             elif child.wait() != 1 or b"in the worker" not in child.stderr.read():
                 pytest.fail("it should have ended by itself")
             while left := of(mark):  # a second or two, or until the fork server's imports are done
                 print("still there:", left)
                 time.sleep(0.2)
-            assert child.wait() == {"error": 1, "SIGTERM": 128 + signal.SIGTERM}.get(end, -signal.SIGKILL)
+            statuses = {"error": 1, "SIGTERM": 128 + signal.SIGTERM, "Ctrl-C": 128 + signal.SIGINT}
+            assert child.wait() == statuses.get(end, -signal.SIGKILL)
+            if end == "Ctrl-C":
+                assert b"Traceback" not in child.stderr.read()
         finally:
             child.kill()  # where an assertion failed
+
+
+def test_a_second_signal_ends_at_once_what_a_first_one_lets_finish():
+    interrupt = Interrupt("go on")
+    interrupt.start()
+    try:
+        with interrupt.later():
+            signal.raise_signal(signal.SIGINT)
+            assert interrupt
+            with pytest.raises(Interrupted, match="interrupted by SIGINT; go on"):
+                signal.raise_signal(signal.SIGINT)
+    finally:
+        interrupt.stop()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 # ---- the same bits

@@ -51,11 +51,15 @@ def test_the_printed_score_is_that_of_the_rollouts(run_folder, tmp_path):
     assert "seed: 2" in result.stdout  # the metadata of the run's last cycle
 
 
-def test_a_bad_path_is_one_sentence(tmp_path):
+def test_a_bad_path_is_one_sentence(run_folder, tmp_path):
     files.save_torch(tmp_path / "list.pt", [torch.zeros(1)])
+    content = files.load_torch(run_folder / "cycle_0001" / "snapshot.pt", "snapshot")
+    content["critic"]["head.bias"][3] = np.nan
+    files.save_torch(tmp_path / "nan.pt", content)
     for path, word in (
         (tmp_path / "none.pt", "read"),
         (tmp_path, "holds no"),
+        (tmp_path / "nan.pt", "its weights aren't finite"),
         (tmp_path / "list.pt", "a list, .* FILE.py:Class"),
     ):
         with pytest.raises(UserError, match=word):

@@ -252,3 +252,10 @@ def test_relative_paths_are_stored_absolute(tmp_path, monkeypatch):
     for flag, name in (("teacher", "mine.py:Pusher"), ("teacher", "a/b.pt"), ("env_id", "mine.py:Point")):
         assert getattr(launch.checked(script("gbrl_d4pg").Args(**{flag: name})), flag) == f"{tmp_path}/{name}"
     assert launch.checked(script("gbrl_d4pg").Args()).teacher == "expert"
+
+
+def test_threads_and_determinism_are_as_the_flags_say():
+    for threads, deterministic in ((2, False), (1, True)):  # and so as they were
+        args = script("gbrl_d4pg").Args(torch_threads=threads, torch_deterministic=deterministic)
+        assert launch.configure_torch(args) == launch.learner_device(args)
+        assert (torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()) == (threads, deterministic)

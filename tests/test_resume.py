@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -94,6 +95,9 @@ def test_a_signal_saves_and_says_how_to_go_on_from_any_folder(number, tmp_path):
     said, _, hint = done.stderr.splitlines()[-1].partition("; go on with: python ")
     assert said == f"interrupted by {number.name}"
     assert files.load_torch(tmp_path / "run" / "checkpoint.pt", "checkpoint")["step"] == 1  # the step was finished
+    other = [sys.executable, words[0], "--resume", "run", "--seed", "2"]
+    refused = subprocess.run(other, cwd=tmp_path, capture_output=True, text=True)
+    assert refused.returncode == 1 and "error: --seed 2 can't be changed" in refused.stderr
     shutil.rmtree(tmp_path / "demos")
     (tmp_path / "elsewhere").mkdir()
     subprocess.run([sys.executable, *shlex.split(hint)], cwd=tmp_path / "elsewhere", check=True, capture_output=True)
@@ -119,6 +123,17 @@ def test_other_flags_are_refused_and_free_ones_taken(stopped, alone, tmp_path, d
         launch.saved_args(script("gbrl_d4pg").Args, stopped)
     run_dir = module.main(dataclasses.replace(args, num_workers=1, checkpoint_every=7))
     assert differences(result(run_dir), result(alone("ta:1"))) == []
+
+
+def test_time_counts_on(stopped, tmp_path, demo_dir):
+    module, args = copied(stopped, tmp_path, demo_dir)
+    path = Path(args.run_dir) / "checkpoint.pt"
+    content = files.load_torch(path, "checkpoint")
+    content["wall_s"], content["seconds"]["cloning"] = 1e6, 5e5
+    files.save_torch(path, content)
+    run_dir = module.main(args)
+    assert 1e6 < report(run_dir)["wall_s"] < 1e6 + 1e4 and report(run_dir)["seconds"]["cloning"] == 5e5
+    assert metrics(run_dir)[-1]["wall_s"] == report(run_dir)["wall_s"]
 
 
 def test_another_teacher_is_refused_with_both_hashes(alone, tmp_path, demo_dir):
@@ -151,6 +166,8 @@ def test_other_code_or_packages_are_named_refused_and_if_accepted_booked(stopped
     (tmp_path / "common" / "new.py").touch()
     with pytest.raises(UserError, match=rf"numpy {version('numpy')} -> 1\.0, common/new\.py\. "):
         module.main(args)
+    named = files.load_json(Path(args.run_dir) / "versions.json", "versions")
+    assert {"python", "torch", "numpy", "dm-control", "mujoco"} <= named.keys()
     assert live("ta:1", dataclasses.replace(args, accept_changes=True), steps=[(2, 60)]) == (2, 60)
 
     @dataclasses.dataclass
@@ -216,6 +233,22 @@ def test_a_clone_is_taken_over_from_a_run_that_took_it_over_and_no_longer_needed
     for row, run_dir, before in (("ta:1", "second", "first"), ("tg:1", "third", "second")):
         run_dir = run_row(row, run_dir, demo_dir, pretrained=before, **TOY)
         assert differences(result(run_dir), result(alone(row))) == []
+
+
+def test_a_clones_lines_are_tracked_but_not_in_its_own_wandb_run(alone, tmp_path, demo_dir, monkeypatch):
+    import wandb
+
+    path = shutil.copytree(alone("bc"), tmp_path / "tracked") / "cycle_0000" / "checkpoint.pt"
+    files.save_torch(path, files.load_torch(path, "checkpoint") | {"wandb_id": "its own"})
+    logged, started = [], []
+    mine = SimpleNamespace(id="mine", log=logged.append, summary={}, finish=lambda **_: None)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setattr(wandb, "init", lambda **about: (started.append(about["id"]), mine)[1])
+    monkeypatch.setattr(wandb, "define_metric", lambda *_, **__: None)
+    run_dir = run_row("ta:1", tmp_path / "run", demo_dir, pretrained=str(tmp_path / "tracked"), track=True, **TOY)
+    assert started == [None]
+    assert logged[:-1] == [pytest.approx(line) for line in metrics(run_dir)]
+    assert any("teacher/episodic_return" in line for line in logged)  # of cycle 0
 
 
 def test_a_clone_of_another_run_is_refused(alone, tmp_path, demo_dir):

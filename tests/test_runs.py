@@ -50,6 +50,7 @@ def test_a_row_runs_and_says_what_it_did(row, task, runs):
     assert all(0 <= line.get("teacher/q_filter_rate", 0) <= 1 for line in learned)
 
     batches = [files.load_arrays(run_dir / f"cycle_{k:04d}/batch.npz", "batch") for k in (1, 2)]
+    assert all((batch["discount"] == 1).all() for batch in batches)  # a time limit isn't a termination
     deployed = [[e.reward.astype(np.float64).sum() for e in rollouts.unpack(batch)[0]] for batch in batches]
     assert [len(returns) for returns in deployed] == ([2, 2] if full else [1, 1])
     started = {line["learner_step"]: line for line in lines if "deploy/episodic_return" in line}
@@ -92,7 +93,8 @@ def test_evaluation_never_feeds_back_and_demonstrations_in_the_replay_change_lea
 
 
 def test_a_run_clones_what_was_meant_and_its_replays_and_episodes_are_as_the_flags_say(tmp_path, demo_dir, monkeypatch):
-    module, replays, blocks, honest_block = script("gbrl_d4pg"), [], [], rollouts.run_block
+    module, replays, blocks, steps, evaluated = script("gbrl_d4pg"), [], [], [], []
+    honest_block, honest_step = rollouts.run_block, module.optimizer_step
 
     class Kept(module.Replay):
         def __init__(self, *sizes):
@@ -101,12 +103,20 @@ def test_a_run_clones_what_was_meant_and_its_replays_and_episodes_are_as_the_fla
 
     def run_block(env_id, actor, sigma, stream, indices):
         blocks.append((stream, sigma, len(indices)))
+        if stream[1:2] == (rollouts.EVALUATE,):
+            evaluated.append(actor.state_dict()["head.weight"].clone())
         return honest_block(env_id, actor, sigma, stream, indices)
 
+    def optimizer_step(network, optimizer, max_grad_norm):
+        steps.append((type(network).__name__, optimizer.param_groups[0]["lr"], max_grad_norm))
+        return honest_step(network, optimizer, max_grad_norm)
+
     monkeypatch.setattr(module, "Replay", Kept)
+    monkeypatch.setattr(module, "optimizer_step", optimizer_step)
     monkeypatch.setattr("common.workers.run_block", run_block)
     flags = TOY | {"env_id": TOY["env_id"].replace("Point", "Line"), "demo_sigma": 0.2, "sigma": 0.4, "seed": 7}
-    run_row("bc", tmp_path / "run", tmp_path / "demos", n_step=3, gamma=0.9, **flags)
+    flags |= {"n_step": 3, "gamma": 0.9, "eval_episodes": 3, "learning_rate": 2e-4, "max_grad_norm": 7.0}
+    run_dir = run_row("bc", tmp_path / "run", tmp_path / "demos", **flags)
     _, demos = replays
     assert {(replay._n_step, replay._gamma) for replay in replays} == {(3, 0.9)}
     batch = demos.sample(64, torch.Generator().manual_seed(0))
@@ -115,9 +125,40 @@ def test_a_run_clones_what_was_meant_and_its_replays_and_episodes_are_as_the_fla
     assert not torch.equal(batch["teacher_action"], batch["action"])
     expected = [((int(teacher.sha256, 16),), 0.2, 2)]
     expected += [((7, rollouts.REPORT), 0.0, 2)] * 4  # teacher, clone and two cycles
-    expected += [((7, rollouts.EVALUATE, n), 0.0, 1) for n in range(5)]  # at steps 0, 20, 40, 60 and 61
+    expected += [((7, rollouts.EVALUATE, n), 0.0, 3) for n in range(5)]  # at steps 0, 20, 40, 60 and 61
     expected += [((7, rollouts.DEPLOY, cycle), 0.4, 10) for cycle in (1, 2)]
     assert sorted(blocks) == sorted(expected)
+    cloning, evaluation, learning = steps[:40], steps[40:60], steps[60:]
+    assert {(network, clip) for network, _, clip in cloning} == {("Policy", 7)} and cloning[0][1] == 1e-3
+    assert evaluation == [("Critic", 2e-4, 7)] * 20
+    assert learning == [("Critic", 2e-4, 7), ("Policy", 2e-4, 7)] * 61
+    snapshots = [files.load_torch(run_dir / f"cycle_{cycle:04d}" / "snapshot.pt", "snapshot") for cycle in range(3)]
+    kept = [snapshot["policy"]["head.weight"] for snapshot in snapshots]
+    assert torch.equal(evaluated[0], kept[0]) and torch.equal(evaluated[-1], kept[2])
+    assert not any(torch.equal(policy, known) for policy in evaluated[1:-1] for known in kept)  # inside of cycles
+    policy, critic = module.Policy(2, 1), module.Critic(2, 1, 51, -150.0, 150.0)
+    policy.load_state_dict(snapshots[0]["policy"])
+    critic.load_state_dict(snapshots[0]["critic"])
+    episodes, _ = rollouts.unpack(files.load_arrays(run_dir / "cycle_0001" / "batch.npz", "batch"))
+    obs = torch.stack([torch.from_numpy(episode.obs[0]) for episode in episodes])
+    got = np.mean([episode.discounted_return(0.9) for episode in episodes])
+    (started, _) = [line["losses/overestimation"] for line in metrics(run_dir) if "losses/overestimation" in line]
+    assert started == pytest.approx(critic.q_value(obs, policy(obs)).mean().item() - got, abs=1e-3)
+
+
+def test_initial_weights_are_of_the_runs_seed(tmp_path, demo_dir):
+    for seed in (1, 2):
+        run_dir = run_row("bc", tmp_path / str(seed), demo_dir, seed=seed, bc_steps=0, critic_steps=0, **TOY)
+        torch.manual_seed(rollouts.stream_seed(seed, rollouts.WEIGHTS))
+        content = files.load_torch(run_dir / "cycle_0000" / "snapshot.pt", "snapshot")
+        for name, value in script("gbrl_d4pg").Policy(2, 1).state_dict().items():
+            assert torch.equal(content["policy"][name], value), (seed, name)
+
+
+def test_noise_has_the_standard_deviation_that_was_asked_for():
+    noise = rollouts.exploration_noise(np.random.SeedSequence(0), 0.3, 10_000, 4)
+    assert noise.std(0) == pytest.approx(0.3, rel=0.03) and noise.mean(0) == pytest.approx(0, abs=0.01)
+    assert abs(np.corrcoef(noise.T) - np.eye(4)).max() < 0.04  # each action dimension has its own
 
 
 def test_a_task_beyond_the_six_online_and_its_policy_as_a_teacher(tmp_path, demo_dir):

@@ -95,6 +95,19 @@ CLONING = {
 }  # fmt: skip
 
 
+FREE = {
+    "resume", "run_dir", "pretrained", "num_workers", "track", "wandb_project_name", "wandb_entity", "capture_video",
+    "demo_dir", "checkpoint_every", "ray_address", "accept_changes",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_run_goes_on_with_other_flags_only_where_they_change_no_result(script):
+    args = script.Args()
+    for name, value in vars(args).items():
+        assert (launch.difference(args, vars(args) | {name: "other"}) is None) == (name in FREE), (name, value)
+
+
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_clone_is_refused_for_each_flag_that_it_depends_on(script):
     flags = {field.name for field in dataclasses.fields(script.Args)}
