@@ -196,9 +196,8 @@ class Workers:
 
 
 def _initialise_worker() -> None:
-    """One thread, deaf to Ctrl-C (the run itself decides), gone when the run is gone."""
+    """One thread, gone when the run is gone; pebble has made it deaf to Ctrl-C, for the run itself decides."""
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     def watch() -> None:
