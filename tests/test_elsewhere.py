@@ -250,6 +250,8 @@ def test_fewer_steps_than_asked_are_told_and_made_up_for(tmp_path, demo_dir, cap
             run_row("bc", run_dir, demo_dir, **flags)
         request = files.load_json(run_dir / "waiting.json", "request")
         steps.append(request["steps"])
+        of = {"cycle": len(steps), "folder": f"cycle_000{len(steps)}"}
+        assert request == of | {"for": "episodes", "steps": steps[-1], "sigma": 0.3}
         args = files.load_json(run_dir / "args.json", "arguments")["args"]
         other.deploy(run_dir / request["folder"], args, request["cycle"], bring or request["steps"], 0)
     run_row("bc", run_dir, demo_dir, **flags)
