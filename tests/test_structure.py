@@ -242,3 +242,12 @@ def test_a_sweep_with_a_failed_run_runs_the_others_and_fails(status, tmp_path, b
         sweep.main(sweep.Args(rows=["bc", "bc_reg"], output=tmp_path, seeds=(2,), scale=0.01), [])
     assert not [name for name in begun.names if not name.startswith("clone") and name.endswith("2")]
     assert begun.drawn == []
+
+
+@pytest.mark.parametrize(("seeds", "of_clone", "of_run"), [((1,), 8, 3), ((1, 2), 4, 3)])
+def test_a_sweeps_runs_share_the_processors(seeds, of_clone, of_run, tmp_path, begun, monkeypatch):
+    monkeypatch.setattr(sweep.os, "cpu_count", lambda: 8)
+    sweep.main(sweep.Args(rows=["bc", "ta:1"], output=tmp_path, seeds=seeds, scale=0.01, parallel=2), [])
+    for name in begun.names:  # while a clone is made nothing learns, and a run's learner needs one for itself
+        made = files.load_json(tmp_path / name / "args.json", "arguments")["args"]
+        assert made["num_workers"] == (of_clone if name.startswith("clone__") else of_run)
