@@ -6,6 +6,7 @@ import os
 import random
 import re
 import shutil
+import stat
 from pathlib import Path
 
 import numpy as np
@@ -234,6 +235,11 @@ KINDS = {
     ".npz": (lambda path, x: files.save_arrays(path, **x), files.load_arrays, {"x": np.arange(20), "y": np.zeros(3)}),
     ".json": (files.save_json, files.load_json, {"x": [1, 2.5, None], "more": {"text": "a"}}),
 }
+
+
+def test_a_runs_files_are_for_whoever_may_read_its_folder(tmp_path):
+    files.save_json(tmp_path / "a.json", {})
+    assert stat.S_IMODE((tmp_path / "a.json").stat().st_mode) == 0o644
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -264,6 +264,17 @@ def test_overestimation_and_cosine_by_hand():
 
     assert script.dqda_cosine(agent, Turned(), episodes, CPU) == pytest.approx(1 / (1 + 3), rel=1e-5)
 
+    asked, many = [], random_episode(0, 9_000)
+    many.obs[:, 0] = np.arange(9_001)
+
+    class Listens:
+        def action_gradient(self, obs, action):
+            asked.append(obs)
+            return script.action_gradient(agent.critic, obs, action.requires_grad_(), math.inf)[1]
+
+    assert script.dqda_cosine(agent, Listens(), [many], CPU) == pytest.approx(1, rel=1e-5)
+    assert asked[0][:, 0].tolist() == list(range(0, 9_000, 3))  # at most 4,096 of all, evenly spread
+
 
 # ---- networks
 

@@ -1,6 +1,7 @@
 """Each row end to end, and the promise that the same seed gives the same bytes."""
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -159,6 +160,35 @@ def test_noise_has_the_standard_deviation_that_was_asked_for():
     noise = rollouts.exploration_noise(np.random.SeedSequence(0), 0.3, 10_000, 4)
     assert noise.std(0) == pytest.approx(0.3, rel=0.03) and noise.mean(0) == pytest.approx(0, abs=0.01)
     assert abs(np.corrcoef(noise.T) - np.eye(4)).max() < 0.04  # each action dimension has its own
+
+
+@pytest.mark.parametrize("task", ("cheetah-run", "quadruped-walk"))
+def test_a_task_is_dm_controls_own_with_its_actions_scaled(task):
+    """The quadruped's joints have other ranges than [-1, 1]."""
+    env, own = envs.make(task), envs.make(task).dm_env  # which has been used before
+    own.task.random.seed(5)
+    obs, spec, timestep = np.zeros(env.spec.obs_size, np.float32), own.action_spec(), own.reset()
+    env.reset(5, obs)
+    for action in np.random.default_rng(0).uniform(-1, 1, (20, env.spec.action_size)).astype(np.float32):
+        flat = np.concatenate([np.ravel(value) for value in timestep.observation.values()])
+        np.testing.assert_allclose(obs, flat, rtol=1e-3, atol=1e-3)
+        reward, discount, over = env.step(action, obs)
+        timestep = own.step(spec.minimum + (spec.maximum - spec.minimum) * (action.astype(np.float64) + 1) / 2)
+        assert reward == pytest.approx(timestep.reward, abs=1e-3)
+        assert (discount, over) == (timestep.discount, timestep.last())
+
+
+def test_without_a_terminal_each_line_of_the_file_is_told(tmp_path, demo_dir, capsys):
+    run_dir = run_row("bc", tmp_path / "run", demo_dir, **TOY)
+    told = [line for line in capsys.readouterr().out.splitlines() if re.match(r"cycle \d+, (pretrain )?step ", line)]
+    wanted = metrics(run_dir)
+    assert len(told) == len(wanted) > 6
+    for text, line in zip(told, wanted, strict=True):
+        place, _, values = text.partition(": ")
+        pretraining = line.get("pretrain_step")
+        at = f"pretrain step {pretraining:.0f}" if pretraining else f"step {line['learner_step']:.0f}"
+        assert place == f"cycle {line['cycle']:.0f}, {at}"
+        assert {*values.split(", ")} == {f"{name} {value:.4g}" for name, value in line.items() if "/" in name}
 
 
 def test_a_task_beyond_the_six_online_and_its_policy_as_a_teacher(tmp_path, demo_dir):

@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import importlib
 import re
+import shlex
 import subprocess
 import threading
 import typing
@@ -123,8 +124,9 @@ def another(field, hint):
     """A value of this flag that isn't its default."""
     if isinstance(field.default, bool):
         return not field.default
-    choices = [value for value in typing.get_args(hint) if isinstance(value, str) and value != field.default]
-    return choices[0] if choices else 0.25
+    kinds = (hint, *typing.get_args(hint))
+    choices = [kind for kind in kinds if isinstance(kind, str) and kind != field.default]
+    return choices[0] if choices else 7 if int in kinds else "somebody's" if str in kinds else 0.25
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -142,6 +144,16 @@ def test_a_row_and_each_of_its_readings_is_told_by_its_name(name):
         seen.add(script.row(other))
         assert script.row(other).startswith(f"{name},") and parse(script.row(other)) == (script, other)
     assert len(seen) == len(readings) + 3  # no two readings share a name
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_command_gives_the_flags_that_it_was_made_of(script):
+    hints = typing.get_type_hints(script.Args)
+    for field in dataclasses.fields(script.Args):
+        args = script.Args(**{field.name: another(field, hints[field.name])})
+        words = shlex.split(launch.command(args, "x.py"))
+        expected = script.Args() if field.name in launch.NOT_IN_COMMAND else args
+        assert words[:2] == ["python", "x.py"] and tyro.cli(script.Args, args=words[2:]) == expected, field.name
 
 
 def test_readings_as_they_are_written():
