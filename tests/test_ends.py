@@ -198,6 +198,7 @@ def test_no_process_is_left_behind(end, tmp_path):
                     time.sleep(0.1)
                 if end == "Ctrl-C":
                     while len([*tmp_path.glob("began *")]) < 2:
+                        assert child.poll() is None, child.stderr.read()
                         time.sleep(0.1)
                     os.killpg(child.pid, signal.SIGINT)  # it reaches the workers too
                 else:
