@@ -52,6 +52,19 @@ def run_row(row, run_dir, demo_dir, **flags):
     return module.main(args)
 
 
+def keep_replays(module, monkeypatch):
+    """The replays that a script's runs will make, in order: the growing batch, then the demonstrations."""
+    replays = []
+
+    class Kept(module.Replay):
+        def __init__(self, *sizes):
+            replays.append(self)
+            super().__init__(*sizes)
+
+    monkeypatch.setattr(module, "Replay", Kept)
+    return replays
+
+
 def metrics(run_dir):
     """metrics.csv as a list of dicts of floats, without empty cells."""
     with open(Path(run_dir) / "metrics.csv") as file:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import toy
-from small import SMALL, TOY, differences, metrics, report, result, run_row, script
+from small import SMALL, TOY, differences, keep_replays, metrics, report, result, run_row, script
 
 from common import UserError, Waiting, envs, files, recorded, rollouts, snapshots, teachers
 from common.envs import EnvSpec
@@ -125,14 +125,7 @@ def test_recorded_demonstrations_are_cloned_to_what_was_meant(tmp_path, demo_dir
     for episode in episodes:
         episode["intended_action"] = teacher.action(torch.from_numpy(episode["obs"][:-1])).numpy()
     recorded.write(tmp_path / "mine.npz", episodes)
-    module, replays = script("gbrl_d4pg"), []
-
-    class Kept(module.Replay):
-        def __init__(self, *sizes):
-            replays.append(self)
-            super().__init__(*sizes)
-
-    monkeypatch.setattr(module, "Replay", Kept)
+    replays = keep_replays(script("gbrl_d4pg"), monkeypatch)
     run_dir = run_row("bc", tmp_path / "run", demo_dir, env_id=TASK, teacher=str(tmp_path / "mine.npz"))
     batch = replays[1].sample(64, torch.Generator().manual_seed(0))  # of demonstrations; the first is the growing batch
     torch.testing.assert_close(batch["teacher_action"], teacher.action(batch["obs"]), atol=1e-5, rtol=0)

@@ -56,6 +56,14 @@ def write_run(run_dir, evaluations, deployed, returns, teacher, row="bc", env_id
 
 
 @pytest.fixture
+def drawn(monkeypatch):
+    """The figures that are saved."""
+    figures = []
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, *_, **__: figures.append(figure))
+    return figures
+
+
+@pytest.fixture
 def run_dir(tmp_path):
     """Three cycles: a fall of 30 for every start, then a mean fall of 1 that is noise, then a rise."""
     first = STARTS - 30
@@ -155,9 +163,7 @@ def test_pictures_with_and_without_evaluations(run_dir, tmp_path):
     assert report.draw_learning_curve(tmp_path / "none").stat().st_size > 10_000
 
 
-def test_what_the_learning_curve_shows(run_dir, monkeypatch):
-    drawn = []
-    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, *_, **__: drawn.append(figure))
+def test_what_the_learning_curve_shows(run_dir, drawn):
     report.make_report(run_dir, QUERIES, SECONDS)
     report.draw_learning_curve(run_dir)
     (axes,) = drawn[0].axes
@@ -439,9 +445,7 @@ def test_figures_of_the_paper(loaded, tmp_path, monkeypatch):
         plot.draw_paper(tmp_path, [run._replace(row="between:1")])
 
 
-def test_what_a_panel_shows(loaded, tmp_path, monkeypatch):
-    drawn = []
-    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, *_, **__: drawn.append(figure))
+def test_what_a_panel_shows(loaded, tmp_path, drawn):
     zero = [run._replace(row="ta_qf", returns=0 * run.returns) for key, run in loaded.items() if key[0] == "bc"]
     bc = [run for key, run in loaded.items() if key[0] == "bc"]
     plot.draw_curves(tmp_path / "x.png", {"panel": {"ta_qf": zero, "bc": bc}}, "heading")
@@ -456,9 +460,7 @@ def test_what_a_panel_shows(loaded, tmp_path, monkeypatch):
     assert axes.get_legend() is None and (axes.get_title(), drawn[0].get_suptitle()) == ("panel", "heading")
 
 
-def test_a_measures_dot_is_its_estimate_and_its_line_the_interval(loaded, tmp_path, monkeypatch):
-    drawn = []
-    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, *_, **__: drawn.append(figure))
+def test_a_measures_dot_is_its_estimate_and_its_line_the_interval(loaded, tmp_path, drawn):
     panels = plot.group_runs(loaded.values())
     plot.draw_summary(tmp_path / "x.png", panels, lines := plot.summarise(panels))
     shown = collections.defaultdict(list)
@@ -470,9 +472,7 @@ def test_a_measures_dot_is_its_estimate_and_its_line_the_interval(loaded, tmp_pa
         assert shown[line["measure"], plot.COLOURS[line["row"]]] == [interval, [line["estimate"]]], line
 
 
-def test_many_points_are_drawn_as_moving_means_and_cycles_end_at_lines(loaded, tmp_path, monkeypatch):
-    drawn = []
-    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, *_, **__: drawn.append(figure))
+def test_many_points_are_drawn_as_moving_means_and_cycles_end_at_lines(loaded, tmp_path, drawn):
     curves, steps = np.random.default_rng(0).uniform(0, 900, (2, 120)), 100 * np.arange(120)
     pair = [loaded["bc", "cheetah-run", seed]._replace(steps=steps, returns=curves[seed]) for seed in (0, 1)]
     plot.draw_curves(tmp_path / "x.png", {"panel": {"bc": pair}})

@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from small import ROWS, SMALL, TOY, differences, metrics, report, result, run_row, script
+from small import ROWS, SMALL, TOY, differences, keep_replays, metrics, report, result, run_row, script
 
 from common import UserError, envs, files, rollouts, teachers
 
@@ -94,13 +94,8 @@ def test_evaluation_never_feeds_back_and_demonstrations_in_the_replay_change_lea
 
 
 def test_a_run_clones_what_was_meant_and_its_replays_and_episodes_are_as_the_flags_say(tmp_path, demo_dir, monkeypatch):
-    module, replays, blocks, steps, evaluated = script("gbrl_d4pg"), [], [], [], []
+    module, blocks, steps, evaluated = script("gbrl_d4pg"), [], [], []
     honest_block, honest_step = rollouts.run_block, module.optimizer_step
-
-    class Kept(module.Replay):
-        def __init__(self, *sizes):
-            replays.append(self)
-            super().__init__(*sizes)
 
     def run_block(env_id, actor, sigma, stream, indices):
         blocks.append((stream, sigma, len(indices)))
@@ -112,7 +107,7 @@ def test_a_run_clones_what_was_meant_and_its_replays_and_episodes_are_as_the_fla
         steps.append((type(network).__name__, optimizer.param_groups[0]["lr"], max_grad_norm))
         return honest_step(network, optimizer, max_grad_norm)
 
-    monkeypatch.setattr(module, "Replay", Kept)
+    replays = keep_replays(module, monkeypatch)
     monkeypatch.setattr(module, "optimizer_step", optimizer_step)
     monkeypatch.setattr("common.workers.run_block", run_block)
     flags = TOY | {"env_id": TOY["env_id"].replace("Point", "Line"), "demo_sigma": 0.2, "sigma": 0.4, "seed": 7}

@@ -244,7 +244,7 @@ def test_a_sweep_keeps_small_files_and_runs_what_they_lack(tmp_path, begun):
 
 
 @pytest.mark.parametrize("status", (1, 75, 143, -9))
-def test_a_sweep_with_a_failed_run_runs_the_others_and_fails(status, tmp_path, begun, capsys):
+def test_a_sweep_with_a_failed_run_runs_the_others_and_fails(status, tmp_path, begun):
     begun.failing["cartpole-swingup__bc__expert__4__0.01__1"] = status
     with pytest.raises(SystemExit, match="1 of 2 runs failed; start this again"):
         sweep.main(sweep.Args(rows=["bc", "bc_reg"], output=tmp_path, seeds=(1,), scale=0.01), [])
