@@ -433,14 +433,15 @@ def returns_table(loaded: list[Run]) -> str:
     lines = []
     for (name, cycles, row), of_row in sorted(members.items()):
         sizes = f"{len({run.env_id for run in of_row})}, {len(of_row)}"
-        levels = np.mean([[teacher(run), clone(run), *after(run)] for run in of_row], axis=0).round().astype(int)
-        dip = np.mean([run.report["dip"]["depth"] for run in of_row])
-        regret = np.mean([run.report["regret_per_episode"] for run in of_row])
-        ends = ", ".join(map(str, levels[2:]))
+        of_runs = [
+            [teacher(run), clone(run), *after(run), run.report["dip"]["depth"], run.report["regret_per_episode"]]
+            for run in of_row
+        ]
+        means = np.average(of_runs, axis=0, weights=runs.task_weights(of_row)).round().astype(int)
+        of_teacher, of_clone, *ends, dip, regret = map(str, means)
         shares = [share for share in map(first_fall, of_row) if share is not None]
         fallen = f"{len(shares)} of {len(of_row)}" + (f", {100 * np.mean(shares):.1f} %" if shares else "")
-        numbers = [f"{dip:.0f}", fallen, f"{regret:.0f}"]
-        lines.append([name, str(cycles), row, sizes, *map(str, levels[:2]), ends, *numbers])
+        lines.append([name, str(cycles), row, sizes, of_teacher, of_clone, ", ".join(ends), dip, fallen, regret])
     head = ["teacher", "cycles", "row", "tasks, runs", "T", "C", "A_1 to A_N", "dip", "runs that fall, after"]
     return table([*head, "regret per deployed episode"], lines)
 
@@ -464,7 +465,7 @@ def to_markdown(verdicts: Verdicts, loaded: list[Run]) -> str:
         head = ["claim", "part", "statistic", "claimed", "mean", "95 % interval"]
         head += ["tasks x seeds", "drawn anew", "one clone"]
         text.append(f"## {name[0].upper()}{name[1:]}\n\n{table(head, lines)}")
-        text.append(f"Means over tasks and seeds:\n\n{returns_table(of_budget)}")
+        text.append(f"Means over tasks of the mean over seeds:\n\n{returns_table(of_budget)}")
     lines = []
     for words, change in OTHERWISE.items():
         of_each = [others([r for r in loaded if r.budget == budget], of, change) for budget, of in verdicts.items()]

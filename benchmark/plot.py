@@ -125,8 +125,8 @@ def on_common_tasks(name: str, panels: dict[Any, Rows]) -> dict[Any, Rows]:
 def average_curves(rows: Rows) -> dict[str, np.ndarray]:
     """Mean and standard deviation (divided by n) over tasks and seeds, as the paper shades it.
 
-    Curves are averaged at the evaluations' learner steps where all runs have the same ones, else, interpolated
-    linearly, at 201 points.
+    Every task counts the same, however many seeds it has. Curves are averaged at the evaluations' learner steps where
+    all runs have the same ones, else, interpolated linearly, at 201 points.
 
     Returns:
         for each row learner steps, mean and standard deviation, (3, points).
@@ -138,7 +138,10 @@ def average_curves(rows: Rows) -> dict[str, np.ndarray]:
     curves = {}
     for row, members in rows.items():
         values = np.stack([np.interp(grid, run.steps, run.returns) for run in members])
-        curves[row] = np.stack([grid, values.mean(0), values.std(0)])
+        weights = runs.task_weights(members)
+        mean = np.average(values, axis=0, weights=weights)
+        deviation = np.sqrt(np.average((values - mean) ** 2, axis=0, weights=weights))
+        curves[row] = np.stack([grid, mean, deviation])
     return curves
 
 

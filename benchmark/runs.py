@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -59,6 +60,12 @@ class Run(NamedTuple):
     returns: np.ndarray
     report: dict[str, Any]
     resolved: dict[str, Any]  # every flag
+
+
+def task_weights(members: list[Run]) -> np.ndarray:
+    """Each run's weight in a mean where every task counts the same, however many runs it has: (runs,), sum 1."""
+    runs_of = Counter(run.env_id for run in members)
+    return np.array([1 / (len(runs_of) * runs_of[run.env_id]) for run in members])
 
 
 def extract(folder: Path) -> dict[str, Any]:

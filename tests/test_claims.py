@@ -325,6 +325,12 @@ def test_output(tmp_path, capsys):
         claims.main(claims.Args((tmp_path / "none",)))
 
 
+def test_a_task_with_more_runs_counts_no_more_in_the_table_of_returns():
+    loaded = [made("ta:1", "expert", 4, [500] * 4, task=TASKS[0], seed=seed) for seed in (1, 2, 3)]
+    text = claims.returns_table([*loaded, made("ta:1", "expert", 4, [900] * 4, task=TASKS[1])])
+    assert "| ta:1 | 2, 4 | 900 | 800 | 700, 700, 700, 700 | 7 | 3 of 4, 2.3 % | 9 |" in text
+
+
 def test_what_is_written_of_the_kept_runs_is_what_they_say():
     results = ROOT / "benchmark" / "results" / "campaign"
     loaded = runs.load_all([results])

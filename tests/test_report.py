@@ -369,6 +369,15 @@ def test_the_same_run_twice_is_refused(finished):
         runs.load_all([path, path])
 
 
+def test_a_task_with_more_runs_counts_no_more_in_a_curve(loaded):
+    members = [loaded["bc", *key] for key in (("cheetah-run", 0), ("cheetah-run", 1), ("walker-run", 0))]
+    a, b, c = (run.returns for run in members)
+    _, mean, deviation = plot.average_curves({"bc": members})["bc"]
+    assert mean == pytest.approx((a + b) / 4 + c / 2)
+    variance = ((a - mean) ** 2 + (b - mean) ** 2) / 4 + (c - mean) ** 2 / 2
+    assert deviation == pytest.approx(np.sqrt(variance))
+
+
 def test_seeds_of_a_row_with_other_flags_are_refused(finished, tmp_path):
     for seed, changed in ((0, {"n_step": 5, "num_workers": 0}), (1, {"n_step": 1, "num_workers": 2})):
         runs.save(finished["bc", "cheetah-run", seed][0], tmp_path / f"kept__{seed}.json")
