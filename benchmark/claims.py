@@ -186,7 +186,7 @@ PAPER = (
     Claim("4b", "without regularisation the clone falls steeply at first", EXPERT, (above("fall", "bc", HALF),)),
     Claim("4c", "a fixed weight makes the clone fall less, but it falls", EXPERT,
           (beats("fall", "bc", "bc_reg", DIP), above("fall", "bc_reg", DIP))),
-    Claim("4d", "with 8 cycles a fixed weight ends no higher than the clone, a decaying one higher than that", EIGHT,
+    Claim("4d", "with 8 cycles a fixed weight ends no higher than the clone, a decaying one ends higher", EIGHT,
           (below("over clone", "bc_reg", VISIBLE), beats("final", "bc_reg_decay:5", "bc_reg"))),
     Claim("4d, teacher", SAME_OF_TEACHER, EIGHT,
           (below("over teacher", "bc_reg", VISIBLE), beats("final", "bc_reg_decay:5", "bc_reg"))),
@@ -203,7 +203,7 @@ PAPER = (
           (above("loss", "ta:5", HALF), beats("loss", "ta:5", "ta:1", DIP))),
     Claim("6c", "teacher actions with rate 1 reach the expert within 4 cycles", EXPERT,
           (above("reach", "ta:1", REACHED),)),
-    Claim("6d", "the Q-filter starts below decaying weights, then rises to the expert without falls", EXPERT,
+    Claim("6d", "the Q-filter starts below teacher actions with a decaying weight, then rises to the expert without falls", EXPERT,
           (beats("early", "ta:1", "ta_qf"), beats("early", "ta:5", "ta_qf"),
            above("reach", "ta_qf", REACHED), below("setback", "ta_qf", DIP))),
     Claim("6e", "teacher gradients beat decaying regularisation, at both rates", EXPERT,
@@ -419,7 +419,7 @@ def in_words(claim: Claim, verdict: str, outcomes: list[Outcome]) -> str:
         setting = {EXPERT: "", EIGHT: " with 8 cycles", MID: " with a mid-tier teacher"}[claim.setting]
         needed = {row for part, *_ in outcomes for row in (*part.rows, part.minus) if row}
         of = "" if setting and set(missing) == needed else f" of {', '.join(missing)}"
-        return f"{verdict}: no runs{setting}{of}"
+        return f"{verdict}: no runs{of}{setting}"
     counted = [outcome for outcome in outcomes if verdict in (NOT_DECIDED, outcome.verdict)]
     tasks, seeds = min(outcome.tasks for outcome in counted), min(outcome.seeds[0] for outcome in counted)
     return f"{verdict}: {tasks} task{'s' * (tasks != 1)}, {seeds} seed{'s' * (seeds != 1)}"

@@ -306,7 +306,7 @@ def test_output(tmp_path, capsys):
     no_drop = "| 6g | teacher gradients have no initial drop | holds: 3 tasks, 1 seed | not decided: no runs of tg:5 |"
     assert no_drop in lines
     almost_all = "| 7d | mid-tier teacher: students surpass it in almost all experiments | holds: 3 tasks, 1 seed | "
-    assert almost_all + "not decided: no runs with a mid-tier teacher of tg:5 |" in lines
+    assert almost_all + "not decided: no runs of tg:5 with a mid-tier teacher |" in lines
     faster = "| 5b | with 8 cycles the faster decay surpasses the clone | holds: 3 tasks, 1 seed | "
     assert faster + "not decided: no runs with 8 cycles |" in lines
     numbers = "> 0.01 | 0.050 | 0.050 to 0.050 | 3 x 1 | tasks | 3 of 3 |"
