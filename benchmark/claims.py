@@ -13,8 +13,9 @@ task, and it says how far other seeds would move the mean. With fewer, tasks are
 tasks would. A run counts as one score; the noise of the episodes behind it is in the interval. Parts aren't corrected
 for their number.
 
-All that can be argued about stands in three tables: QUANTITIES, the thresholds below them, and PAPER. OTHERWISE says
-what else could have been chosen, and which verdicts are others then is part of the output.
+All that can be argued about stands in three tables: QUANTITIES, the thresholds below them, and PAPER. READINGS says
+which claims are judged for other readings of the paper too, and OTHERWISE what else could have been chosen: which
+verdicts are others then is part of the output.
 """
 
 import json
@@ -223,8 +224,12 @@ PAPER = (
     Claim("7d", "mid-tier teacher: students surpass it in almost all experiments", MID,
           (Part("surpass", MID_ROWS, ">", ALMOST_ALL),)),
 )  # fmt: skip
-# Claims that are judged again for another reading of the paper: the rows that it changes, and its name in theirs.
-READINGS = {name: ("ta:", "beta-decay") for name in ("6a", "6b", "6c", "6f")} | {"6d": ("ta_qf", "beta:5")}
+# Other readings of the paper: how the names of the rows begin that each changes, and the claims judged again for it.
+READINGS = {
+    "demo-sigma:0": ("", ("4a", "4b", "6c")),
+    "beta-decay": ("ta:", ("6a", "6b", "6c", "6f")),
+    "beta:5": ("ta_qf", ("6d",)),
+}
 
 
 def with_reading(claim: Claim, changed: str, reading: str) -> Claim:
@@ -243,8 +248,9 @@ def with_reading(claim: Claim, changed: str, reading: str) -> Claim:
 CLAIMS: list[Claim] = []
 for _claim in PAPER:
     CLAIMS.append(_claim)
-    if _claim.name in READINGS:
-        CLAIMS.append(with_reading(_claim, *READINGS[_claim.name]))
+    for _reading, (_changed, _names) in READINGS.items():
+        if _claim.name in _names:
+            CLAIMS.append(with_reading(_claim, _changed, _reading))
 
 
 # ---- what else could have been chosen

@@ -19,11 +19,13 @@ STARTS = {"expert": (900, 800), "mid": (600, 580)}  # mean returns of teacher an
 # Returns in each cycle: 100 evaluations, and after learning.
 WORLD = {
     ("bc", "expert", 4): [200, 400, 500, 600],
+    ("bc,demo-sigma:0", "expert", 4): [200, 400, 500, 600],
     ("bc_reg", "expert", 4): [600, 700, 750, 780],
     ("bc_reg_decay:1", "expert", 4): [800, 800, 810, 820],
     ("bc_reg_decay:5", "expert", 4): [790, 700, 700, 280],
     ("ta:1", "expert", 4): [860, 870, 880, 900],
     ("ta:5", "expert", 4): [890, 890, 890, 300],
+    ("ta:1,demo-sigma:0", "expert", 4): [860, 870, 880, 900],
     ("ta:1,beta-decay", "expert", 4): [860, 870, 880, 900],
     ("ta:5,beta-decay", "expert", 4): [890, 890, 890, 300],
     ("ta_qf", "expert", 4): [500, 700, 850, 890],
@@ -44,7 +46,9 @@ WORLD = {
 # For each claim a row whose curve refutes it.
 REFUTED = {
     "4a": [("bc", "expert", 4, [200, 400, 500, 600], 300)],  # the fifth is another clone
+    "4a, demo-sigma:0": [("bc,demo-sigma:0", "expert", 4, [200, 400, 500, 600], 300)],
     "4b": [("bc", "expert", 4, [600, 700, 700, 700])],
+    "4b, demo-sigma:0": [("bc,demo-sigma:0", "expert", 4, [600, 700, 700, 700])],
     "4c": [("bc_reg", "expert", 4, [150, 700, 750, 780]), ("bc_reg", "expert", 4, [780, 700, 750, 780])],
     "4d": [
         ("bc_reg", "expert", 8, [600, 600, 650, 650, 700, 700, 750, 850]),
@@ -68,6 +72,7 @@ REFUTED = {
     "6b": [("ta:5", "expert", 4, [890, 890, 890, 600]), ("ta:1", "expert", 4, [890, 890, 890, 300])],
     "6b, beta-decay": [("ta:5,beta-decay", "expert", 4, [890] * 4)],
     "6c": [("ta:1", "expert", 4, [860, 870, 900, 800])],
+    "6c, demo-sigma:0": [("ta:1,demo-sigma:0", "expert", 4, [860, 870, 900, 800])],
     "6c, beta-decay": [("ta:1,beta-decay", "expert", 4, [860, 870, 900, 800])],
     "6d": [
         ("ta:1", "expert", 4, [500, 870, 880, 900]),
