@@ -106,7 +106,7 @@ def main(args: Args, more: list[str]) -> None:
                     words = [*rows.command(row), *shared, "--num-cycles", str(cycles), "--pretrained", str(folder)]
                     kept = args.results and args.results / f"{name}.json"
                     if kept and kept.exists():
-                        refuse_other(words, files.load_json(kept, "kept run")["resolved"], kept)
+                        refuse_other(words, runs.load(kept).resolved, kept)
                         finished.append(kept)
                         continue
                     clones[folder] = [*rows.command(clone), *shared, *short]

@@ -3,8 +3,10 @@
 import ast
 import dataclasses
 import importlib
+import os
 import re
 import shlex
+import shutil
 import subprocess
 import threading
 import typing
@@ -197,13 +199,14 @@ def begun(monkeypatch):
         files.save_json(folder / "report.json", {})
         return subprocess.CompletedProcess(words, 0)
 
-    def keep(folder, path):
-        files.save_json(path, {"resolved": files.load_json(folder / "args.json", "arguments")["args"]})
+    def extract(folder):
+        resolved = files.load_json(folder / "args.json", "arguments")["args"]
+        return {"resolved": resolved, "report": {"row": "bc"}, "curve": {"learner_step": [], "return": []}}
 
     begun = SimpleNamespace(names=[], failing={}, drawn=[])
     monkeypatch.setattr(sweep.subprocess, "run", run)
     monkeypatch.setattr(sweep.plot, "main", lambda args: begun.drawn.append(args.runs))
-    monkeypatch.setattr(sweep.runs, "save", keep)
+    monkeypatch.setattr(sweep.runs, "extract", extract)
     return begun
 
 
@@ -241,6 +244,23 @@ def test_a_sweep_keeps_small_files_and_runs_what_they_lack(tmp_path, begun):
     assert begun.names == [clone, bc, clone, ta_qf]
     assert sorted(path.stem for path in tmp_path.glob("*.json")) == [bc, ta_qf]
     assert begun.drawn[-1] == (tmp_path / f"{bc}.json", tmp_path / "elsewhere" / ta_qf)
+
+
+def test_the_campaign_goes_on_from_the_runs_that_are_kept(tmp_path, begun):
+    """`campaign.sh` runs what has no file, and its flags are those that the kept runs had."""
+    python, asked, results = tmp_path / "python", tmp_path / "asked", ROOT / "benchmark" / "results" / "campaign"
+    python.write_text(f'#!/bin/sh\n(printf "%s\\n" "$@"; echo) >> "{asked}"\n')
+    python.chmod(0o755)
+    again = shutil.copytree(results, tmp_path / "results")
+    campaign = [ROOT / "benchmark" / "campaign.sh", tmp_path / "runs", again]
+    subprocess.check_call(campaign, env=os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"})
+    for words in asked.read_text().strip("\n").split("\n\n"):
+        _, *flags = words.splitlines()
+        own = flags[: flags.index("--")]
+        sweep.main(tyro.cli(sweep.Args, args=own), flags[len(own) + 1 :])
+    kept = {path.stem for path in results.glob("*__*.json")}
+    assert kept and not kept.intersection(begun.names)
+    assert kept <= {path.stem for paths in begun.drawn for path in paths}  # each is one of the campaign's runs
 
 
 @pytest.mark.parametrize("status", (1, 75, 143, -9))
