@@ -28,7 +28,7 @@ full --env-ids cheetah-run --teacher mid --rows $rows
 sweep --scale 0.1 --env-ids $six --teacher mid --rows bc bc_reg_decay:1 bc_reg_decay:5 ta:1 ta:5 ta_qf tg:1 tg:5
 # 4. Eight cycles, as in Figures 4 and 5.
 sweep --scale 0.1 --env-ids $six --num-cycles 8 --rows bc bc_reg bc_reg_decay:5
-# 5. At the paper's budget the rows that its other claims need, then more tasks, then second seeds.
+# 5. At the paper's budget the rows that its other claims and readings need, then more tasks, then second seeds.
 full --env-ids cartpole-swingup cheetah-run --rows bc_reg bc_reg_decay:1 ta:5 tg:5 ta:5,beta-decay ta_qf,beta:5
 full --env-ids walker-run finger-spin pendulum-swingup cartpole-balance --rows bc bc_reg_decay:5 ta:1 ta_qf
 seed=2

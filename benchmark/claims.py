@@ -224,7 +224,7 @@ PAPER = (
     Claim("7d", "mid-tier teacher: students surpass it in almost all experiments", MID,
           (Part("surpass", MID_ROWS, ">", ALMOST_ALL),)),
 )  # fmt: skip
-# Other readings of the paper: how the names of the rows begin that each changes, and the claims judged again for it.
+# Other readings of the paper: how the names of the rows begin that each changes ("": all), and the claims it is for.
 READINGS = {
     "demo-sigma:0": ("", ("4a", "4b", "6c")),
     "beta-decay": ("ta:", ("6a", "6b", "6c", "6f")),
