@@ -1,4 +1,4 @@
-"""Tasks with flat float32 observations and actions in [-1, 1]: dm_control's suite, or your own FILE.py:Class."""
+"""Tasks with flat float32 observations and actions in [-1, 1]: dm_control's, Gymnasium's, or your own FILE.py:Class."""
 
 import difflib
 import functools
@@ -6,8 +6,10 @@ import importlib.metadata
 import logging
 import math
 import os
+import re
+from collections.abc import Mapping
 from types import ModuleType
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -46,11 +48,7 @@ def _suite() -> ModuleType:
 
 
 class Env(Protocol):
-    """One task. An episode is a pure function of its seed and its actions, however often the object was used before.
-
-    Your own is built as `Class()`, in this process and in workers. With nothing but `spec` it stands for a task
-    without a simulator.
-    """
+    """What rollouts ask of a task. An episode is a pure function of its seed and its actions, also on a used object."""
 
     spec: EnvSpec
 
@@ -68,15 +66,21 @@ class Env(Protocol):
 
 
 def make(env_id: str) -> Env:
-    """The task `env_id`: domain-task of dm_control's suite, or FILE.py:Class. Raises UserError if there is none."""
-    return ForeignEnv(env_id) if foreign.is_reference(env_id) else SuiteEnv(env_id)
+    """The task `env_id`: dm_control's domain-task, Gymnasium's Name-v0, or FILE.py:Class. UserError if there is none."""
+    return SuiteEnv(env_id) if is_suite(env_id) else GymEnv(env_id)
+
+
+def is_suite(env_id: str) -> bool:
+    """Whether `env_id` can only be a task of dm_control's suite; Gymnasium's names end in a version."""
+    return not foreign.is_reference(env_id) and re.search(r"-v\d+$", env_id) is None
 
 
 def versions(env_id: str) -> list[str]:
     """What the same seed and actions need to give the same episode."""
     if foreign.is_reference(env_id):
         return [f"file {foreign.digest(env_id)}"]
-    return [f"{package} {importlib.metadata.version(package)}" for package in ("dm-control", "mujoco")]
+    packages = ("dm-control" if is_suite(env_id) else "gymnasium", "mujoco")
+    return [f"{package} {importlib.metadata.version(package)}" for package in packages]
 
 
 class SuiteEnv:
@@ -125,33 +129,97 @@ class SuiteEnv:
         return timestep.reward, timestep.discount, timestep.last()
 
 
-class ForeignEnv:
-    """A class of your own as a task. It gets copies of our memory, and its errors are told with their line."""
+class GymEnv:
+    """A task with Gymnasium's methods and spaces: one of Gymnasium's, or a class of your own, built as `Class()`.
+
+    A space is looked at by its `shape`, `low` and `high`, or its `spaces`, so your class needs no Gymnasium. Without
+    `reset` and `step` it stands for a task that can't be simulated.
+    """
 
     def __init__(self, env_id: str) -> None:
-        """Build the class. Raises UserError if that can't be done, or its `spec` isn't an `EnvSpec`."""
-        self._env = foreign.guard(env_id, "building it", lambda: foreign.load_class(env_id)())
-        sizes = foreign.guard(env_id, "spec", lambda: [int(size) for size in self._env.spec[1:4]])
-        if len(sizes) != 3 or min(sizes) < 1:
-            raise UserError(f"{env_id}: spec must be EnvSpec(env_id, obs_size, action_size, episode_length).")
-        self.spec = EnvSpec(env_id, *sizes, simulated=hasattr(self._env, "reset") and hasattr(self._env, "step"))
-        self._obs = np.zeros(self.spec.obs_size, np.float32)
+        """Build it. Raises UserError where its spaces or its time limit don't fit; what it raises comes through."""
+        build = foreign.load_class(env_id) if foreign.is_reference(env_id) else lambda: _gymnasium(env_id)
+        self._env = foreign.guard(env_id, "building it", build)
+        self._observed, acted = (getattr(self._env, f"{name}_space", None) for name in ("observation", "action"))
+        sizes = [math.prod(space.shape) for space in _boxes(env_id, "observation_space", self._observed)]
+        if not hasattr(acted, "shape") or len(_boxes(env_id, "action_space", acted)) != 1:
+            raise UserError(f"{env_id}: action_space must be one Box.")
+        self._dtype = np.dtype(getattr(acted, "dtype", None) or np.float32)
+        self._low, self._high = (np.broadcast_to(np.float64(bound), acted.shape) for bound in (acted.low, acted.high))
+        if self._dtype.kind != "f":
+            raise UserError(f"{env_id}: its actions are {self._dtype}, and only real numbers can be learned.")
+        if not (np.isfinite(self._low).all() and np.isfinite(self._high).all()):
+            raise UserError(f"{env_id}: its actions have no bounds, so they can't be scaled to [-1, 1].")
+        limit = getattr(self._env, "max_episode_steps", None)
+        limit = limit or getattr(getattr(self._env, "spec", None), "max_episode_steps", None)
+        if not isinstance(limit, int | np.integer) or limit < 1:
+            raise UserError(f"{env_id}: it has no time limit; give it the attribute max_episode_steps, in steps.")
+        simulated = hasattr(self._env, "reset") and hasattr(self._env, "step")
+        self.spec = EnvSpec(env_id, sum(sizes), math.prod(acted.shape), int(limit), simulated)
 
     def reset(self, seed: int, obs: np.ndarray) -> None:
         """As `Env` says."""
-        foreign.guard(self.spec.env_id, "reset", lambda: self._env.reset(seed, self._obs))
-        obs[:] = self._obs
+        self._steps = 0
+        answer = foreign.guard(self.spec.env_id, "reset", lambda: self._env.reset(seed=seed))
+        self._check(answer, "reset", 2)
+        self._write(answer[0], obs)
 
     def step(self, action: np.ndarray, obs: np.ndarray) -> tuple[float, float, bool]:
-        """As `Env` says."""
+        """As `Env` says; it gets a copy of the action, between its own bounds."""
+        unit = action.reshape(self._low.shape).astype(np.float64)
+        wanted = np.clip((self._high + self._low) / 2 + (self._high - self._low) / 2 * unit, self._low, self._high)
+        answer = foreign.guard(self.spec.env_id, "step", lambda: self._env.step(wanted.astype(self._dtype)))
+        self._check(answer, "step", 5)
+        observation, reward, terminated, truncated, _ = answer
+        self._write(observation, obs)
+        self._steps += 1
+        if np.size(reward) != 1 or not np.issubdtype(np.asarray(reward).dtype, np.number):
+            raise UserError(f"{self.spec.env_id}: step returned the reward {reward!r}, expected one number.")
+        over = bool(terminated or truncated) or self._steps >= self.spec.episode_length
+        return float(np.asarray(reward).item()), float(not terminated), over
 
-        def step() -> tuple[float, float, bool]:
-            reward, discount, over = self._env.step(action.copy(), self._obs)
-            return float(reward), float(discount), bool(over)
+    def _check(self, answer: Any, what: str, length: int) -> None:
+        if not isinstance(answer, tuple) or len(answer) != length:
+            form = "obs, info" if what == "reset" else "obs, reward, terminated, truncated, info"
+            raise UserError(f"{self.spec.env_id}: {what} must return {form}, as Gymnasium's does, not {answer!r}.")
 
-        answer = foreign.guard(self.spec.env_id, "step", step)
-        obs[:] = self._obs
-        return answer
+    def _write(self, observation: Any, obs: np.ndarray) -> None:
+        """Write what the space names, in its order, into `obs`, (obs_size,)."""
+        leaves = foreign.guard(self.spec.env_id, "its observation", lambda: _leaves(self._observed, observation))
+        values = np.concatenate([np.ravel(value) for value in leaves])
+        if values.size != self.spec.obs_size:
+            raise UserError(
+                f"{self.spec.env_id}: it returned an observation of {values.size} numbers; its space has {obs.size}."
+            )
+        obs[:] = values
+
+
+def _gymnasium(env_id: str) -> Any:
+    """One of Gymnasium's tasks. Raises UserError without Gymnasium, without the task, or without what it needs."""
+    try:
+        import gymnasium
+    except ImportError as error:
+        raise UserError(f"--env-id {env_id} needs Gymnasium: pip install gymnasium") from error
+    try:
+        return gymnasium.make(env_id, disable_env_checker=True)
+    except (gymnasium.error.Error, ImportError) as error:
+        raise UserError(f"--env-id {env_id}: {' '.join(str(error).split())}") from error
+
+
+def _boxes(env_id: str, name: str, space: Any) -> list[Any]:
+    """The Boxes of a space. Raises UserError if it has anything else."""
+    boxes = _leaves(space, space)
+    if not boxes or not all(hasattr(box, bound) for box in boxes for bound in ("shape", "low", "high")):
+        raise UserError(f"{env_id}: {name} must be a Box or a Dict of Boxes, with shape, low and high, not {space}.")
+    return boxes
+
+
+def _leaves(space: Any, value: Any) -> list[Any]:
+    """The parts of `value` that belong to the Boxes of `space`, in order; a space given twice gives its own parts."""
+    if not isinstance(inner := getattr(space, "spaces", None), Mapping):
+        return [value]
+    parts = inner if value is space else value
+    return [leaf for key in inner for leaf in _leaves(inner[key], parts[key])]
 
 
 def _flatten(observation: dict[str, np.ndarray], out: np.ndarray) -> None:
@@ -161,5 +229,12 @@ def _flatten(observation: dict[str, np.ndarray], out: np.ndarray) -> None:
 
 @functools.cache
 def spec(env_id: str) -> EnvSpec:
-    """Sizes of the task `env_id`. Raises UserError as `make` does."""
-    return make(env_id).spec
+    """Sizes of the task `env_id`. Raises UserError as `make` does, or if a seed doesn't decide where it starts."""
+    env = make(env_id)
+    if isinstance(env, GymEnv) and env.spec.simulated:
+        first, again = np.zeros((2, env.spec.obs_size), np.float32)
+        env.reset(0, first)
+        env.reset(0, again)
+        if not np.array_equal(first, again, equal_nan=True):
+            raise UserError(f"{env_id}: reset(seed=0) gave another start the second time; draw it from the seed alone.")
+    return env.spec

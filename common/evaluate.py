@@ -21,7 +21,7 @@ import torch
 import tyro
 from PIL import Image
 
-from common import UserError, envs, files, foreign, report, rollouts, snapshots
+from common import UserError, envs, files, report, rollouts, snapshots
 from common.workers import Workers
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -99,13 +99,13 @@ def choose_renderer() -> None:
 
 def check_can_film(env_id: str) -> None:
     """Raise UserError if the task or this machine can't film; asked in a process of its own, as `film_apart` films."""
-    _refuse_foreign(env_id)
+    _refuse_others(env_id)
     _apart("-c", "from common import evaluate; evaluate.choose_renderer()")
 
 
-def _refuse_foreign(env_id: str) -> None:
-    if foreign.is_reference(env_id):
-        raise UserError(f"no video: {env_id} is a task of your own, and only dm_control's are drawn.")
+def _refuse_others(env_id: str) -> None:
+    if not envs.is_suite(env_id):
+        raise UserError(f"no video: {env_id} isn't a task of dm_control's, and only those are drawn.")
 
 
 def film_apart(snapshot_path: Path, output: Path) -> None:
@@ -132,7 +132,7 @@ def film(snapshot_path: Path, output: Path, seed: int) -> None:
     if output.suffix != ".gif":
         raise UserError(f"--video {output}: expected a name that ends in .gif.")
     snapshot = snapshots.load(snapshot_path, torch.device("cpu"))
-    _refuse_foreign(snapshot.env_id)
+    _refuse_others(snapshot.env_id)
     choose_renderer()
     env = envs.SuiteEnv(snapshot.env_id)
     every = math.ceil(env.spec.episode_length / MAX_FRAMES)

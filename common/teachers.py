@@ -1,16 +1,15 @@
 """Teachers: shipped snapshots, a snapshot file, anybody's own class, and the demonstrations they give."""
 
-import contextlib
 import hashlib
-import pickle
 import sys
+import tempfile
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import torch
 
-from common import UserError, envs, files, foreign, recorded, rollouts, snapshots
+from common import UserError, envs, files, foreign, recorded, snapshots
 from common.envs import EnvSpec
 from common.rollouts import Episode, pack, unpack
 from common.workers import Workers
@@ -34,17 +33,19 @@ class Teacher(Protocol):
 
 
 class UserTeacher:
-    """Somebody's own class from a file, its answers checked. Pickles as its file and class name, not its state."""
+    """Your own class from a file, its answers checked. Pickles as its file and class name; a process builds it once."""
 
     def __init__(self, name: str, env: EnvSpec, device: torch.device) -> None:
         """Import FILE.py:Class and build `Class(env_id, device)`. Raises UserError if that can't be done."""
         self._key, self._name, self._env, self._device = (name, env), f"teacher {name}", env, device
         self.sha256 = foreign.digest(name)
-        self._teacher = foreign.guard(name, "building it", lambda: foreign.load_class(name)(env.env_id, device))
+        built = foreign.load_class(name)
+        self._teacher = foreign.guard(name, "building it", lambda: built(env.env_id, device))
         self.gives_gradients = hasattr(self._teacher, "action_gradient")
+        _BUILT[name, env, device, self.sha256] = self
 
     def __reduce__(self) -> tuple:
-        return UserTeacher, (*self._key, torch.device("cpu"))  # workers have no GPU
+        return _revive, (*self._key, torch.device("cpu"), self.sha256)  # workers have no GPU
 
     def _ask(self, what: str, *tensors: torch.Tensor) -> torch.Tensor:
         """Call a method with copies, so that it can't write into what is stored; refuse a wrong shape or type."""
@@ -77,6 +78,14 @@ class UserTeacher:
             i = int(bad[0])
             at = f"at observation {obs[i].tolist()} and action {action[i].tolist()}"
             raise UserError(f"{self._name}: action_gradient returned {gradient[i].tolist()} {at}.")
+
+
+_BUILT: dict[tuple, UserTeacher] = {}  # the newest of each class, for what is unpickled in this process
+
+
+def _revive(name: str, env: EnvSpec, device: torch.device, sha256: str) -> UserTeacher:
+    """The teacher that this process has built already, or a new one."""
+    return _BUILT.get((name, env, device, sha256)) or UserTeacher(name, env, device)
 
 
 class Recorded:
@@ -136,63 +145,42 @@ def load(name: str, env: EnvSpec, needs: str, device: torch.device) -> Teacher |
 def demonstrations(
     teacher: Teacher, env: EnvSpec, num_episodes: int, sigma: float, folder: Path, workers: Workers
 ) -> list[Episode]:
-    """Episodes of the teacher, seeded by its hash alone: one data set per teacher, cached as one file in `folder`.
+    """Episodes of the teacher, seeded by its hash alone: one data set per teacher.
 
-    Recorded ones are as many as were recorded, or the first of them. A cached file that is shorter than asked is
-    extended; one that is damaged, or of another teacher, task, noise or version of dm_control or MuJoCo, is made again.
-    Runs that need the same file at once wait for the first; one that can't write in `folder` reads what is there.
+    Recorded ones are as many as were recorded, or the first of them. Those of a snapshot are kept in `folder`, in a
+    file whose name says all that they depend on; a damaged one is made again. Those of a class of your own, whose
+    weights nobody can see, aren't kept here.
     """
     if isinstance(teacher, Recorded):
         return teacher.episodes[:num_episodes]
     if not env.simulated:
         raise UserError(f"{env.env_id} can't be simulated, so its demonstrations must be recorded: --teacher FILE.npz.")
-    task, stream = Path(env.env_id).name, (int(teacher.sha256, 16),)
-    origin = ", ".join([task, f"teacher {teacher.sha256}", f"sigma {sigma:g}", *envs.versions(env.env_id)])
-    key = f"{task.replace(':', '-')}-{teacher.sha256[:16]}-sigma{sigma:g}"
-    path = folder / f"{key}.npz"
-    with contextlib.ExitStack() as held:
+
+    def act() -> list[Episode]:
+        return workers.episodes(
+            teacher.action, sigma, (int(teacher.sha256, 16),), range(num_episodes), "demonstrations"
+        )
+
+    if isinstance(teacher, UserTeacher):
+        episodes = act()
+        if teacher.gives_gradients:
+            teacher.check_gradient(episodes[0].obs[:-1], episodes[0].action)
+        return episodes
+    task = env.env_id.rpartition(":")[2]  # of your own environment the class; its content is among the versions
+    parts = [task, teacher.sha256[:16], f"sigma{sigma}", *envs.versions(env.env_id), str(num_episodes)]
+    path = folder / ("-".join(parts).replace(" ", "").replace("/", "-") + ".npz")
+    if path.exists():
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            held.enter_context(files.lock(folder / f".{key}.lock", wait=True))
-            files.remove_leftovers(folder, path.name)
-            refused = None
-        except OSError as error:  # it is somebody else's; whole files are read without a lock
-            refused = error
-        episodes: list[Episode] = []
-        if path.exists():
-            try:
-                arrays = files.load_arrays(path, "demonstrations", "it is of no use")
-                if (found := str(arrays.pop("origin", "an unknown origin"))) != origin:
-                    raise UserError(f"demonstrations {path} are of {found}, not of {origin}.")
-                episodes = unpack(arrays)[0]
-                if not _acted_by(teacher, env, episodes[0], sigma, stream):
-                    raise UserError(f"demonstrations {path} aren't what their teacher does now.")
-            except UserError as error:
-                episodes = []
-                print(f"{error} They are made again.", file=sys.stderr)
-        if len(episodes) < num_episodes:
-            if refused is not None:
-                with files.writing(path):
-                    raise refused
-            missing = range(len(episodes), num_episodes)
-            episodes += workers.episodes(teacher.action, sigma, stream, missing, "demonstrations")
-            files.save_arrays(path, origin=np.array(origin), **pack(episodes, [0] * len(episodes)))
-    if isinstance(teacher, UserTeacher) and teacher.gives_gradients:
-        teacher.check_gradient(episodes[0].obs[:-1], episodes[0].action)
-    return episodes[:num_episodes]
-
-
-def _acted_by(teacher: Teacher, env: EnvSpec, episode: Episode, sigma: float, stream: tuple[int, ...]) -> bool:
-    """Whether the teacher, asked again, does in states of the stream's first episode what it did then.
-
-    Its weights may have changed although its file is the same. One answer in ten may differ, for a teacher that
-    switches between actions may round to another.
-    """
-    rows = np.linspace(0, len(episode.action) - 1, num=100).astype(int)
-    on_cpu = pickle.loads(pickle.dumps(teacher))  # as workers get it
-    with torch.no_grad():
-        meant = on_cpu.action(torch.from_numpy(episode.obs[rows])).numpy()
-    noise_seed = rollouts.episode_seeds(stream, 0)[1]
-    noise = rollouts.exploration_noise(noise_seed, sigma, env.episode_length, env.action_size)[rows]
-    same = np.isclose(np.clip(meant + noise, -1, 1), episode.action[rows], atol=1e-3).all(-1)
-    return same.mean() >= 0.9
+            return unpack(files.load_arrays(path, "demonstrations", "they are made again"))[0]
+        except UserError as error:
+            print(error, file=sys.stderr)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise UserError(
+            f"demonstrations can't be written into {folder} ({error.strerror}): choose another folder with --demo-dir."
+        ) from error
+    episodes = act()
+    files.save_arrays(path, **pack(episodes, [0] * num_episodes))
+    return episodes

@@ -274,10 +274,12 @@ def test_a_whole_episode_more_than_asked_is_refused_and_fewer_taken(tmp_path, de
 
 
 CLINIC = """
-from common.envs import EnvSpec
+from types import SimpleNamespace
 
 class Clinic:
-    spec = EnvSpec("clinic", 3, 2, 20)
+    observation_space = SimpleNamespace(shape=(3,), low=-10.0, high=10.0)
+    action_space = SimpleNamespace(shape=(2,), low=-1.0, high=1.0)
+    max_episode_steps = 20
 """
 
 

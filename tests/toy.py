@@ -1,25 +1,26 @@
 """A task and teachers of one's own, quick enough for hundreds of runs: push a point to the middle of a line."""
 
-import numpy as np
+from types import SimpleNamespace
 
-from common.envs import EnvSpec
+import numpy as np
 
 
 class Point:
     """Two observations, place and speed. An episode is 20 steps, or fewer where the point leaves the line."""
 
-    spec, end = EnvSpec("point", 2, 1, 20), 1.5
+    observation_space = SimpleNamespace(shape=(2,), low=-np.inf, high=np.inf)
+    action_space = SimpleNamespace(shape=(1,), low=-1.0, high=1.0)
+    max_episode_steps, end = 20, 1.5
 
-    def reset(self, seed, obs):
+    def reset(self, seed):
         self.state, self.steps = np.random.default_rng(seed).uniform(-1, 1, 2), 0
-        obs[:] = self.state
+        return self.state, {}
 
-    def step(self, action, obs):
+    def step(self, action):
         place, speed = self.state
         self.state, self.steps = np.array([place + 0.2 * speed, speed + 0.2 * action[0]]), self.steps + 1
-        obs[:] = self.state
         out = abs(self.state[0]) > self.end
-        return float(np.exp(-(place**2))), float(not out), bool(out or self.steps == 20)
+        return self.state, np.exp(-(place**2)), out, self.steps == 20, {}
 
 
 class Line(Point):
@@ -31,14 +32,13 @@ class Line(Point):
 class Ledge(Point):
     """A line that breaks in most episodes, after a number of steps that depends on the seed."""
 
-    def reset(self, seed, obs):
-        super().reset(seed, obs)
+    def reset(self, seed):
         self.breaks = np.random.default_rng(seed).integers(1, 30)
+        return super().reset(seed)
 
-    def step(self, action, obs):
-        reward, discount, over = super().step(action, obs)
-        broken = self.steps == self.breaks
-        return reward, float(discount and not broken), bool(over or broken)
+    def step(self, action):
+        obs, reward, terminated, truncated, info = super().step(action)
+        return obs, reward, terminated or self.steps == self.breaks, truncated, info
 
 
 class Pusher:
