@@ -66,7 +66,7 @@ class Env(Protocol):
 
 
 def make(env_id: str) -> Env:
-    """The task `env_id`: dm_control's domain-task, Gymnasium's Name-v0, or FILE.py:Class. UserError if there is none."""
+    """The task `env_id`: dm_control's domain-task, Gymnasium's Name-v0, or FILE.py:Class. Raises UserError if none."""
     return SuiteEnv(env_id) if is_suite(env_id) else GymEnv(env_id)
 
 
