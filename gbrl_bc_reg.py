@@ -47,7 +47,7 @@ class Args(launch.RunArgs):
     """restart alpha in every cycle, as Algorithm 1's index j could be read [paper 4.2: counts all learner steps]"""
     # ---- shared by the four scripts
     env_id: str = "cartpole-swingup"
-    """dm_control task as domain-task [paper 4.1 has six], a Gymnasium id, or your own FILE.py:Class [ours]"""
+    """dm_control suite task as domain-task [paper 4.1 has six], or your own FILE.py:Class [ours]"""
     teacher: str = "expert"
     """expert, mid, PATH.pt, FILE.py:Class, recorded FILE.npz, or none if the method needs no teacher [paper 4.2]"""
     num_cycles: PositiveInt = 4

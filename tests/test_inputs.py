@@ -1,5 +1,6 @@
 """Bad input gets one sentence before any work starts; what is somebody's own code is asked, not trusted."""
 
+import concurrent.futures
 import dataclasses
 import importlib.metadata
 import os
@@ -263,3 +264,31 @@ def test_threads_and_determinism_are_as_the_flags_say():
         args = script("gbrl_d4pg").Args(torch_threads=threads, torch_deterministic=deterministic)
         assert launch.configure_torch(args) == launch.learner_device(args)
         assert (torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()) == (threads, deterministic)
+
+
+def test_the_words_of_a_wandb_sweep_are_taken():
+    args_type = script("gbrl_d4pg").Args
+    words = [
+        "--compile=True",
+        "--cuda=False",
+        "--seed=3.0",
+        "--actor-steps=2e6",
+        "--sigma=0.5",
+        "--env-id=x",
+        "--seed=1.5",
+    ]
+    plain = ["--compile", "--no-cuda", "--seed=3", "--actor-steps=2000000", "--sigma=0.5", "--env-id=x", "--seed=1.5"]
+    assert launch.plain_words(words, args_type) == plain
+
+
+def test_numpy_numbers_and_paths_become_plain_values():
+    args = launch.checked(script("gbrl_d4pg").Args(seed=np.int64(3), sigma=np.float32(0.5), demo_dir=Path("demos")))
+    assert (args.seed, args.sigma, args.demo_dir) == (3, 0.5, "demos")
+    assert [type(value) for value in (args.seed, args.sigma, args.demo_dir)] == [int, float, str]
+
+
+def test_a_run_in_a_thread_and_with_a_notebooks_back_end_is_a_run(tmp_path, demo_dir, monkeypatch):
+    monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
+    with concurrent.futures.ThreadPoolExecutor(1) as thread:
+        run_dir = thread.submit(run_row, "bc", tmp_path / "run", demo_dir, **TOY).result()
+    assert (run_dir / "learning_curve.png").stat().st_size > 10_000
