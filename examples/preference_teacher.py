@@ -23,7 +23,7 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from any folder
 
-from common import envs, rollouts, snapshots, teachers
+from common import UserError, envs, rollouts, snapshots, teachers
 from common.workers import Workers
 
 SIGMA = 0.3  # of the noise in the episodes, and of both actions around the teacher's [as the exploration noise]
@@ -54,10 +54,10 @@ class Preferences:
     """The expert's demonstrations, and the gradient of the model that was fitted to its preferences."""
 
     def __init__(self, env_id: str, device: torch.device) -> None:
-        """Load the model. Raises FileNotFoundError if nobody has been asked yet."""
+        """Load the model. Raises UserError if nobody has been asked yet."""
         self.expert, path = expert(env_id, device), model_path(env_id)
         if not path.is_file():
-            raise FileNotFoundError(f"ask first: python examples/preference_teacher.py --env-id {env_id}")
+            raise UserError(f"ask first: python examples/preference_teacher.py --env-id {env_id}")
         self.model = Model(*self.expert.sizes).to(device)
         self.model.load_state_dict(torch.load(path, map_location=device, weights_only=True))
         self.model.requires_grad_(False)

@@ -6,8 +6,7 @@ Copy this file, put your networks in the place of `Policy` and `Critic`, and sav
 `find_weights` looks for: torch.save({"policy": ..., "critic": ...}, "cartpole-swingup.pt"). Until there is one, it
 reads the weights of the teacher that ships with this project, so that it runs as it is.
 
-Demonstrations are cached under the hash of this file's text, which doesn't cover the weights: where these have changed,
-so that it acts otherwise, that is noticed and demonstrations are made again.
+Each run makes the demonstrations of such a class anew, because nobody but the class knows which weights it reads.
 """
 
 from pathlib import Path

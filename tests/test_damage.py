@@ -1,7 +1,6 @@
 """Damaged and lost files: each is found, and what its message says to do leads to the same end."""
 
 import errno
-import multiprocessing
 import os
 import random
 import re
@@ -12,13 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small import TOY, differences, equal, make_args, own, result
+from small import TOY, differences, equal, make_args, result
 
 from common import UserError, envs, evaluate, files, foreign, report, teachers
 from common.workers import Workers
 
 CPU = torch.device("cpu")
 SPEC = envs.spec(TOY["env_id"])
+VERSION = f"file{foreign.digest(TOY['env_id'])}"
 
 
 def flipped(data, bit):
@@ -103,84 +103,45 @@ def test_a_damaged_policy_is_named_whoever_reads_it(how, alone, tmp_path):
 
 # ---- demonstrations
 
-TEACHERS = """
-class Learned(Pusher):
-    def action(self, obs):
-        return float(open(f"{HERE}/weight").read()) * super().action(obs)
+
+@pytest.fixture
+def demos(alone, tmp_path):
+    """A function that asks for the demonstrations of a policy on the toy task."""
+    teacher = teachers.load(str(alone("ta:1") / "cycle_0002" / "snapshot.pt"), SPEC, "demonstrations", CPU)
+
+    def ask(n=2, sigma=0.3):
+        return teachers.demonstrations(teacher, SPEC, n, sigma, tmp_path / "demos", Workers(SPEC, 0))
+
+    return ask
 
 
-class Waits(Pusher):  # until two ask for its demonstrations
-    def action(self, obs):
-        if len(obs) == 10:
-            open(f"{HERE}/made by {os.getpid()}", "w").close()
-            while len(glob.glob(f"{HERE}/started *")) < 2:
-                time.sleep(0.01)
-        return super().action(obs)
-"""
-
-
-def load(name, folder):
-    """A teacher, and a function that asks for its demonstrations."""
-    teacher = teachers.load(own(folder, name, TEACHERS), SPEC, "demonstrations", CPU)
-    return teacher, lambda n=2: teachers.demonstrations(teacher, SPEC, n, 0.3, folder / "demos", Workers(SPEC, 0))
-
-
-def test_demonstrations_are_cached_extended_and_where_they_do_not_fit_said_and_made_again(tmp_path, capfd):
-    teacher, demos = load("Pusher", tmp_path)
+def test_demonstrations_are_cached_under_all_that_they_depend_on_and_a_damaged_file_is_made_again(
+    demos, tmp_path, monkeypatch, capfd
+):
     two = demos()
-    (path,) = tmp_path.glob("demos/*.npz")
+    (path,) = tmp_path.glob("demos/*")
+    assert path.name.startswith("Point-") and path.name.endswith(f"-sigma0.3-{VERSION}-2.npz")
     before = path.stat().st_mtime_ns
-    assert equal(demos(1), two[:1]) and path.stat().st_mtime_ns == before
-    assert equal(demos(3)[:2], two)
-    good = files.load_arrays(path, "demonstrations")
-    spoilt = {"obs": good["obs"] + 1}
-    origin = str(good["origin"])
-    for word in ("toy.py:Point", teacher.sha256, "sigma 0.3", f"file {foreign.digest(TOY['env_id'])}"):
-        assert word in origin
-        files.save_arrays(path, **(good | spoilt | {"origin": np.array(origin.replace(word, f"{word}9"))}))
-        assert equal(demos(), two) and f"{path} are of" in capfd.readouterr().err
+    assert equal(demos(), two) and path.stat().st_mtime_ns == before
+    assert equal(demos(1), two[:1]) and equal(demos(3)[:2], two)
+    assert not equal(demos(sigma=0.30000001), two)  # a file of its own
+    assert len(list(tmp_path.glob("demos/*"))) == 4
     for how in DAMAGES:
         damage(path, how)
         assert equal(demos(), two) and (str(path) in capfd.readouterr().err) == (how != "lost")
+    monkeypatch.setattr(envs, "versions", lambda env_id: ["file another"])
+    assert equal(demos(), two) and len(list(tmp_path.glob("demos/*"))) == 5
 
 
-def test_demonstrations_are_made_again_when_their_teachers_weights_have_changed(tmp_path, capfd):
-    (tmp_path / "weight").write_text("0.5")
-    before = load("Learned", tmp_path)[1]()
-    assert equal(before, load("Learned", tmp_path)[1]()) and capfd.readouterr().err == ""
-    (tmp_path / "weight").write_text("0.6")
-    after = load("Learned", tmp_path)[1]()
-    assert "aren't what their teacher does now. They are made again" in capfd.readouterr().err
-    shutil.rmtree(tmp_path / "demos")
-    assert not equal(before, after) and equal(after, load("Learned", tmp_path)[1]())
-
-
-def test_runs_that_need_the_same_demonstrations_at_once_make_them_once(tmp_path):
-    def ask(name):
-        (tmp_path / f"started {name}").touch()
-        episodes = load("Waits", tmp_path)[1]()
-        np.save(tmp_path / f"{name}.npy", np.concatenate([episode.obs for episode in episodes]))
-
-    children = [multiprocessing.get_context("fork").Process(target=ask, args=(name,)) for name in ("first", "second")]
-    for child in children:
-        child.start()
-    for child in children:
-        child.join()
-        assert child.exitcode == 0
-    assert len(list(tmp_path.glob("made by *"))) == 1
-    assert np.array_equal(np.load(tmp_path / "first.npy"), np.load(tmp_path / "second.npy"))
-
-
-def test_demonstrations_in_somebody_elses_folder_are_read_not_extended(tmp_path, monkeypatch):
-    demos = load("Pusher", tmp_path)[1]
+def test_demonstrations_in_a_folder_that_cannot_be_written_are_read_or_the_flag_is_named(demos, monkeypatch):
     two = demos()
 
-    def refuse(path, wait):
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+    def refuse(dir):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(dir))
 
-    monkeypatch.setattr(files, "lock", refuse)
+    monkeypatch.setattr(teachers.tempfile, "TemporaryFile", refuse)
     assert equal(demos(), two)
-    with pytest.raises(UserError, match=r"\.npz can't be written .Permission denied.; put that right"):
+    with pytest.raises(UserError, match=r"into .*demos .Permission denied.: choose another folder with --demo-dir"):
         demos(3)
 
 
@@ -190,7 +151,7 @@ def test_a_file_system_without_locks_is_told(tmp_path, monkeypatch):
 
     monkeypatch.setattr(files.fcntl, "flock", unknown)
     with pytest.raises(UserError, match=r"\.lock can't be locked .Function not implemented.: choose a file system"):
-        load("Pusher", tmp_path)[1]()
+        files.lock(tmp_path / ".lock", wait=False)
 
 
 # ---- any file

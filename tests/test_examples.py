@@ -47,12 +47,13 @@ def test_the_torch_teacher_is_the_snapshot_whose_weights_it_reads(tmp_path):
 # ---- Gymnasium
 
 
-@pytest.mark.parametrize("task", ["Pendulum", "MountainCar"])
-def test_a_wrapped_task_is_gymnasiums_own(task):
+@pytest.mark.parametrize("task", ["Pendulum-v1", "MountainCarContinuous-v0", "Pendulum"])
+def test_a_task_is_gymnasiums_own_with_its_actions_scaled(task):
     """Pushed along their motion both gain energy; the car gets to the top, the pendulum is cut off after 200 steps."""
     gymnasium = pytest.importorskip("gymnasium")
-    env = envs.make(f"{EXAMPLES}/gymnasium_env.py:{task}")
-    own = gymnasium.make({"Pendulum": "Pendulum-v1", "MountainCar": "MountainCarContinuous-v0"}[task])
+    scale = 10 if task == "Pendulum" else 1  # the example's reward is a tenth
+    env = envs.make(f"{EXAMPLES}/gymnasium_env.py:{task}" if scale == 10 else task)
+    own = gymnasium.make("Pendulum-v1" if scale == 10 else task)
     obs, lengths = np.zeros(env.spec.obs_size, np.float32), []
     for seed in (7, 8, 7):  # a used environment starts a seed's episode anew
         env.reset(seed, obs)
@@ -62,18 +63,38 @@ def test_a_wrapped_task_is_gymnasiums_own(task):
             action = np.sign(obs[-1:]) * np.float32(0.9)
             reward, discount, over = env.step(action, obs)
             expected, own_reward, terminated, truncated, _ = own.step(action * own.action_space.high)
-            steps, same = steps + 1, (own_reward, float(not terminated), terminated or truncated)
+            steps, same = steps + 1, (own_reward / scale, float(not terminated), terminated or truncated)
             assert (reward, discount, over) == pytest.approx(same)
         lengths.append((steps, discount))
     assert lengths[0] == lengths[2]
-    if task == "Pendulum":
+    if "Pendulum" in task:
         assert lengths == [(200, 1.0)] * 3
     else:
         assert all(steps < 200 and discount == 0 for steps, discount in lengths)
 
 
+@pytest.mark.parametrize(
+    ("task", "sentence"),
+    [
+        ("CartPole-v1", "action_space must be a Box.*Discrete"),
+        ("FrozenLake-v1", "observation_space must be a Box.*Discrete"),
+        ("Pendulum-v99", "Pendulum-v99.*version"),
+    ],
+)
+def test_a_gymnasium_task_that_does_not_fit_is_one_sentence(task, sentence):
+    pytest.importorskip("gymnasium")
+    with pytest.raises(UserError, match=f"{task}: .*{sentence}|--env-id {sentence}"):
+        envs.spec(task)
+
+
+def test_without_gymnasium_its_tasks_are_one_sentence(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gymnasium", None)
+    with pytest.raises(UserError, match="--env-id Swimmer-v5 needs Gymnasium: pip install gymnasium"):
+        envs.make("Swimmer-v5")
+
+
 def test_a_gymnasium_task_by_command_line_with_and_without_workers_and_its_policy_as_a_teacher(tmp_path):
-    env_id = f"{EXAMPLES}/gymnasium_env.py:Pendulum"
+    env_id = "Pendulum-v1"
     flags = f"--env-id {env_id} --teacher none --scale 0.0005 --num-cycles 2 --report-episodes 2 --num-workers".split()
     words = [sys.executable, "gbrl_d4pg.py", *flags, "2", "--run-dir", tmp_path / "with"]
     subprocess.run(words, cwd=ROOT, check=True, capture_output=True)
@@ -95,7 +116,7 @@ class Pump:
 
 
 def test_a_gymnasium_task_that_terminates(tmp_path):
-    flags = {"env_id": f"{EXAMPLES}/gymnasium_env.py:MountainCar", "teacher": f"{__file__}:Pump", "bc_steps": 300}
+    flags = {"env_id": "MountainCarContinuous-v0", "teacher": f"{__file__}:Pump", "bc_steps": 300}
     run_dir = run_row("ta:1", tmp_path / "run", tmp_path / "demos", **flags, actor_steps=2_000, num_cycles=2)
     batches = [files.load_arrays(run_dir / f"cycle_{cycle:04d}/batch.npz", "batch") for cycle in (1, 2)]
     for batch in batches:
