@@ -77,7 +77,7 @@ def test_a_video_that_cannot_be_is_one_sentence_and_a_run_says_it_at_its_start(
     monkeypatch.setenv("MUJOCO_GL", "no-such-renderer")
     with pytest.raises(UserError, match="libosmesa6"):
         evaluate.choose_renderer()
-    sentence = "is a task of your own, and only dm_control's are drawn"
+    sentence = "isn't a task of dm_control's, and only those are drawn"
     with pytest.raises(UserError, match=sentence):
         run_row("bc", tmp_path / "run", tmp_path, capture_video=True, **TOY)
     assert not (tmp_path / "run").exists()
