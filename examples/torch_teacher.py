@@ -8,6 +8,16 @@ reads the weights of the teacher that ships with this project, so that it runs a
 
 Demonstrations are cached under the hash of this file's text, which doesn't cover the weights: where these have changed,
 so that it acts otherwise, that is noticed and demonstrations are made again.
+
+For a Stable-Baselines3 agent that was trained on the same Gymnasium task, three parts change. Its actions already are
+in [-1, 1] inside the agent, as here; only `agent.predict` rescales them, so call the networks below it:
+
+    self.agent = stable_baselines3.TD3.load(path, device=device)      # in __init__; SAC and DDPG likewise
+    return self.agent.actor(obs)                                      # in action; SAC: actor(obs, deterministic=True)
+    return torch.min(*self.agent.critic(obs, action))[:, 0]           # in place of self.critic; DDPG has one critic
+
+Set `requires_grad_(False)` on both networks, and `.policy.set_training_mode(False)`. If you trained with VecNormalize,
+normalise `obs` with its statistics first. PPO and A2C have no Q(s, a): they can give actions, but no gradients.
 """
 
 from pathlib import Path
