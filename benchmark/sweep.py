@@ -60,7 +60,7 @@ def refuse_other(words: list[str], saved: dict[str, Any], where: Path) -> None:
     script, *flags = words
     module = importlib.import_module(Path(script).stem)
     args = launch.checked(tyro.cli(module.Args, args=flags))
-    if found := launch.difference(module.resolve(args, envs.spec(args.env_id)), saved):
+    if found := launch.difference(module.resolve(args, envs.spec(args.env_id)), saved, launch.FREE_FLAGS):
         flag, wanted, there = found
         raise UserError(f"{where} was run with {flag} {there}, not {wanted}; give another --output or --results.")
 
@@ -77,8 +77,8 @@ def run(words: list[str], folder: Path) -> int:
 
 
 def clone_of(row: str) -> str:
-    """`row`'s readings that a clone depends on, so that rows with the same ones share theirs."""
-    cloning = vars(gbrl_d4pg.Args()).keys() - set(gbrl_d4pg.AFTER_PRETRAINING)
+    """`row`'s readings that `--pretrained` compares, so that rows with the same ones share a clone."""
+    cloning = vars(gbrl_d4pg.Args()).keys() - launch.INHERITED - launch.CYCLES_AND_BUDGET
     readings = row.split(",")[1:]
     return ",".join(["bc", *(r for r in readings if r.partition(":")[0].replace("-", "_") in cloning)])
 

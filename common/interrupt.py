@@ -1,4 +1,4 @@
-"""Signals that end a run: the current step or file is finished, then everything is saved, then the run ends."""
+"""SIGINT, SIGTERM, SIGUSR1 and SIGHUP: the step is finished, then everything is saved, then the run ends."""
 
 import signal
 import threading
@@ -8,30 +8,27 @@ from types import FrameType
 
 from common import Interrupted
 
-NAMES = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")  # Windows lacks the last two; clusters send SIGUSR1 as a warning
-
 
 class Interrupt:
-    """Takes the signals while a run lasts. `message` says how to go on."""
+    """Takes these signals while a run lasts. `message` says how to go on."""
 
     def __init__(self, message: str) -> None:
         """Take over nothing yet."""
-        self._message, self._number, self._busy, self._handlers = message, 0, False, {}
+        self._message, self._number, self._busy = message, 0, False
 
     def start(self) -> None:
-        """Take over the signals. In a thread that isn't the main one Python gives none, and the run does without."""
+        """Take over the signals: SIGHUP unless it is ignored, as under nohup, and none outside the main thread."""
+        names = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")  # Windows lacks the last two
+        numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
         if threading.current_thread() is not threading.main_thread():
-            return
-        numbers = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
-        if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
-            numbers.remove(signal.SIGHUP)  # the run was started with nohup, to outlive its terminal
-        self._handlers = {number: signal.signal(number, self._on_signal) for number in numbers}
+            numbers = []
+        ignored = [n for n in numbers if n.name == "SIGHUP" and signal.getsignal(n) == signal.SIG_IGN]
+        self._handlers = {n: signal.signal(n, self._on_signal) for n in numbers if n not in ignored}
 
     def stop(self) -> None:
         """Give them back."""
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
-        self._handlers = {}
 
     def __bool__(self) -> bool:
         """Whether a signal has arrived."""
