@@ -180,8 +180,8 @@ def test_what_the_learning_curve_shows(run_dir, drawn):
 
 
 DAMAGES = [
-    ("700", "7x0", 23),
-    ("700", "NaN", 23),
+    ("700", "7x0", 15),
+    ("700", "NaN", 15),
     ("{", "", 1),
     ("{", "[", 1),
     ("950", '"950"', 1),
