@@ -181,7 +181,7 @@ def interquartile_mean(scores: np.ndarray) -> np.ndarray:
 
 
 def improvement(scores: np.ndarray, baseline: np.ndarray) -> np.ndarray:
-    """P(scores > baseline) + P(equal) / 2 over pairs of runs, the mean over tasks: (..., R, T), (..., S, T) -> (...)."""
+    """P(scores > baseline) + P(equal) / 2 over pairs of runs, mean over tasks: (..., R, T), (..., S, T) -> (...)."""
     difference = scores[..., :, None, :] - baseline[..., None, :, :]
     return (np.sign(difference) / 2 + 0.5).mean((-3, -2, -1))
 

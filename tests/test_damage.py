@@ -33,7 +33,7 @@ def flipped(data, bit):
 DAMAGES = {
     "lost": lambda data: None,
     "cut": lambda data: data[: len(data) // 2],
-    "flipped": lambda data: flipped(data, len(data) * 4),
+    "flipped": lambda data: flipped(data, len(data) * 2),  # in an array, not in the zip format between them
 }
 
 
