@@ -14,10 +14,9 @@ imported beside pandas 3.
 """
 
 import csv
-import io
 import itertools
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,8 +29,8 @@ import tyro
 from runs import Budget, Run
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from common import UserError, files
-from common.report import DIP_EVALUATIONS, MAX_CYCLE_LINES, RESAMPLES
+from common import UserError
+from common.report import DIP_EVALUATIONS, MAX_CYCLE_LINES, RESAMPLES, plain_figure
 
 FINAL, DIP = "IQM of final return / 1000", "IQM of dip / 1000"
 IMPROVEMENT = "probability of improvement over bc"
@@ -51,22 +50,13 @@ COLOURS = {  # of each row, in the order of figures: a hue for a method, lighter
 OTHER_COLOUR = "#B8A900"  # of rows that aren't in the list
 OTHER_STYLES = (":", "-.", (0, (3, 1, 1, 1, 1, 1)))  # of other readings of a row, which have its colour
 
-
-class Figure(NamedTuple):
-    """What a figure of the paper shows: one panel for each number of cycles."""
-
-    teacher: str
-    num_cycles: tuple[int, ...]
-    rows: tuple[str, ...]
-
-
 DECAY, ACTIONS, GRADIENTS = ("bc_reg_decay:1", "bc_reg_decay:5"), ("ta:1", "ta:5"), ("tg:1", "tg:5")
-FIGURES = {
-    "4": Figure("expert", (4, 8), ("bc", "bc_reg")),
-    "5": Figure("expert", (4, 8), ("bc", *DECAY)),
-    "6a": Figure("expert", (4,), (*DECAY, *ACTIONS, "ta_qf")),
-    "6b": Figure("expert", (4,), (*DECAY, *ACTIONS, *GRADIENTS)),
-    "7": Figure("mid", (4,), ("bc", *DECAY, *ACTIONS, "ta_qf", *GRADIENTS)),
+FIGURES = {  # of the paper: teacher, a panel for each number of cycles, rows
+    "4": ("expert", (4, 8), ("bc", "bc_reg")),
+    "5": ("expert", (4, 8), ("bc", *DECAY)),
+    "6a": ("expert", (4,), (*DECAY, *ACTIONS, "ta_qf")),
+    "6b": ("expert", (4,), (*DECAY, *ACTIONS, *GRADIENTS)),
+    "7": ("mid", (4,), ("bc", *DECAY, *ACTIONS, "ta_qf", *GRADIENTS)),
 }
 
 
@@ -84,6 +74,9 @@ class Args:
     """also draw Figure 2: alpha against learner steps for decay rates 1, 2 and 5"""
 
 
+# ---- panels and rows
+
+
 class Panel(NamedTuple):
     """What the runs of one panel have in common."""
 
@@ -91,8 +84,46 @@ class Panel(NamedTuple):
     teacher: str
     num_cycles: int
 
+    @property
+    def columns(self) -> dict[str, Any]:
+        """The panel's columns in a CSV file."""
+        return {**self.budget._asdict(), "teacher": self.teacher, "num_cycles": self.num_cycles}
+
 
 Rows = dict[str, list[Run]]  # the runs of each row, in the order of figures
+
+
+def title(panel: Panel) -> str:
+    """The panel in words."""
+    return f"{counted(panel.num_cycles, 'cycle')}, {teacher_title(panel.teacher)}, {panel.budget.title}"
+
+
+def teacher_title(teacher: str) -> str:
+    """The --teacher in words."""
+    return {"none": "no", "mid": "mid-tier"}.get(teacher, teacher) + " teacher"
+
+
+def counted(number: int, noun: str) -> str:
+    """A number of things in words."""
+    return f"{number} {noun}{'s' * (number > 1)}"
+
+
+def sizes(*panels: Rows) -> str:
+    """How many tasks and seeds the rows have, in words."""
+    seeds = [n for rows in panels for of in rows.values() for n in Counter(run.env_id for run in of).values()]
+    tasks = {run.env_id for rows in panels for run in flat(rows)}
+    few = f"{min(seeds)} to " * (min(seeds) < max(seeds))
+    return f"{counted(len(tasks), 'task')}, {few}{counted(max(seeds), 'seed')}"
+
+
+def flat(rows: Rows) -> list[Run]:
+    """The runs of all rows."""
+    return list(itertools.chain.from_iterable(rows.values()))
+
+
+def _place(row: str) -> tuple[int, str]:
+    base = row.partition(",")[0]
+    return list(COLOURS).index(base) if base in COLOURS else len(COLOURS), row
 
 
 def group_runs(loaded: Iterable[Run]) -> dict[Panel, Rows]:
@@ -101,11 +132,6 @@ def group_runs(loaded: Iterable[Run]) -> dict[Panel, Rows]:
     for run in sorted(loaded, key=lambda run: (run.budget, run.teacher, run.num_cycles, *_place(run.row), run[1:3])):
         panels[Panel(run.budget, run.teacher, run.num_cycles)][run.row].append(run)
     return panels
-
-
-def _place(row: str) -> tuple[int, str]:
-    base = row.partition(",")[0]
-    return list(COLOURS).index(base) if base in COLOURS else len(COLOURS), row
 
 
 def on_common_tasks(name: str, panels: dict[Any, Rows]) -> dict[Any, Rows]:
@@ -122,6 +148,9 @@ def on_common_tasks(name: str, panels: dict[Any, Rows]) -> dict[Any, Rows]:
     }
 
 
+# ---- statistics
+
+
 def average_curves(rows: Rows) -> dict[str, np.ndarray]:
     """Mean and standard deviation (divided by n) over tasks and seeds, as the paper shades it.
 
@@ -131,11 +160,10 @@ def average_curves(rows: Rows) -> dict[str, np.ndarray]:
     Returns:
         for each row learner steps, mean and standard deviation, (3, points).
     """
-    loaded = list(itertools.chain.from_iterable(rows.values()))
+    loaded, curves = flat(rows), {}
     grid = loaded[0].steps
     if not all(np.array_equal(run.steps, grid) for run in loaded):
         grid = np.linspace(0, grid[-1], 201)
-    curves = {}
     for row, members in rows.items():
         values = np.stack([np.interp(grid, run.steps, run.returns) for run in members])
         weights = runs.task_weights(members)
@@ -153,11 +181,7 @@ def interquartile_mean(scores: np.ndarray) -> np.ndarray:
 
 
 def improvement(scores: np.ndarray, baseline: np.ndarray) -> np.ndarray:
-    """P(scores > baseline) + P(equal) / 2 over pairs of runs, averaged over tasks.
-
-    Args:
-        scores, baseline: (..., R, T) and (..., S, T), giving (...).
-    """
+    """P(scores > baseline) + P(equal) / 2 over pairs of runs, mean over tasks: (..., R, T), (..., S, T) -> (...)."""
     difference = scores[..., :, None, :] - baseline[..., None, :, :]
     return (np.sign(difference) / 2 + 0.5).mean((-3, -2, -1))
 
@@ -172,8 +196,7 @@ def estimate(statistic: Callable[..., np.ndarray], *scores: np.ndarray) -> tuple
         return point, float("nan"), float("nan")
     rng = np.random.default_rng(0)
     drawn = [rng.integers(len(matrix), size=(RESAMPLES, *matrix.shape)) for matrix in scores]
-    pairs = zip(scores, drawn, strict=True)
-    resampled = [np.take_along_axis(matrix[None], index, axis=1) for matrix, index in pairs]
+    resampled = [np.take_along_axis(matrix[None], index, 1) for matrix, index in zip(scores, drawn, strict=True)]
     low, high = np.quantile(statistic(*resampled), [0.025, 0.975])
     return point, float(low), float(high)
 
@@ -183,7 +206,7 @@ def score_matrix(members: list[Run], score: Callable[[Run], float]) -> np.ndarra
     of_task = defaultdict(list)
     for run in members:
         of_task[run.env_id].append(score(run))
-    fewest = min(len(scores) for scores in of_task.values())
+    fewest = min(map(len, of_task.values()))
     return np.array([scores[:fewest] for scores in of_task.values()]).T
 
 
@@ -192,14 +215,12 @@ def summarise(panels: dict[Panel, Rows]) -> list[dict[str, Any]]:
     lines = []
     for panel, rows in panels.items():
         finals = {
-            row: score_matrix(members, lambda run: run.report["final"]["return"]["mean"] / 1000)
-            for row, members in rows.items()
+            row: score_matrix(of, lambda run: run.report["final"]["return"]["mean"] / 1000) for row, of in rows.items()
         }
         for row, members in rows.items():
-            counts = {sum(run.env_id == env_id for run in members) for env_id in {run.env_id for run in members}}
-            if len(counts) > 1:
-                few, many = min(counts), max(counts)
-                text = f"{row}, {title(panel)}: tasks have {few} to {many} runs; statistics use {few} of each."
+            counts = Counter(run.env_id for run in members).values()
+            if (few := min(counts)) < max(counts):
+                text = f"{row}, {title(panel)}: tasks have {few} to {max(counts)} runs; statistics use {few} of each."
                 print(text, file=sys.stderr)
             measures = {FINAL: estimate(interquartile_mean, finals[row])}
             if all(run.report["dip"] for run in members):
@@ -207,32 +228,31 @@ def summarise(panels: dict[Panel, Rows]) -> list[dict[str, Any]]:
                 measures[DIP] = estimate(interquartile_mean, dips)
             if row != "bc" and "bc" in finals:
                 measures[IMPROVEMENT] = estimate(improvement, finals[row], finals["bc"])
-            size = {"tasks": finals[row].shape[1], "runs_per_task": finals[row].shape[0]}
+            same = {**panel.columns, "row": row, "tasks": finals[row].shape[1], "runs_per_task": finals[row].shape[0]}
             for measure, (point, low, high) in measures.items():
-                line = {**columns(panel), "row": row, **size, "measure": measure}
-                lines.append(line | {"estimate": point, "low": low, "high": high})
+                lines.append({**same, "measure": measure, "estimate": point, "low": low, "high": high})
     return lines
 
 
 def write_csv(path: Path, lines: list[dict[str, Any]]) -> None:
     """Write dicts with the same keys as a CSV file; NaN becomes an empty cell."""
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, lines[0].keys(), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({key: "" if value != value else value for key, value in line.items()} for line in lines)
-    files.write_atomically(path, text.getvalue().encode())
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, lines[0].keys(), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({key: "" if value != value else value for key, value in line.items()} for line in lines)
 
 
-def load_pyplot() -> Any:
-    """matplotlib's pyplot without a screen, in the look of the project's figures."""
-    import matplotlib  # here, because it is slow to import and mistakes should be told at once
+def write_curves(path: Path, panels: dict[Panel, Rows]) -> None:
+    """Write every row's averaged curve as lines of a CSV file."""
+    lines = []
+    for panel, rows in panels.items():
+        for row, values in average_curves(rows).items():
+            same = {**panel.columns, "row": row, "runs": len(rows[row])}
+            lines += [same | {"x": x, "mean": mean, "std": deviation} for x, mean, deviation in values.T.tolist()]
+    write_csv(path, lines)
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
 
-    look = {"font.size": 8, "axes.titlesize": 8, "axes.spines.top": False, "axes.spines.right": False}
-    pyplot.rcParams.update(look | {"axes.linewidth": 0.6})
-    return pyplot
+# ---- figures
 
 
 def looks(rows: Iterable[str]) -> dict[str, dict[str, Any]]:
@@ -246,35 +266,20 @@ def looks(rows: Iterable[str]) -> dict[str, dict[str, Any]]:
     return look
 
 
-def columns(panel: Panel) -> dict[str, Any]:
-    """The panel's columns in a CSV file."""
-    return {**panel.budget._asdict(), "teacher": panel.teacher, "num_cycles": panel.num_cycles}
-
-
-def title(panel: Panel) -> str:
-    """The panel in words."""
-    cycles = f"{panel.num_cycles} cycle{'s' * (panel.num_cycles > 1)}"
-    return f"{cycles}, {teacher_title(panel.teacher)}, {panel.budget.title}"
-
-
-def teacher_title(teacher: str) -> str:
-    """The --teacher in words."""
-    return {"none": "no", "mid": "mid-tier"}.get(teacher, teacher) + " teacher"
-
-
-def sizes(rows: Iterable[list[Run]]) -> str:
-    """How many tasks and seeds `rows` have, in words."""
-    seeds = [sum(run.env_id == task for run in members) for members in rows for task in {run.env_id for run in members}]
-    tasks = len({run.env_id for members in rows for run in members})
-    most = f"{max(seeds)} seed{'s' * (max(seeds) > 1)}"
-    return f"{tasks} task{'s' * (tasks > 1)}, {f'{min(seeds)} to ' * (min(seeds) < max(seeds))}{most}"
-
-
 def trailing_mean(values: np.ndarray, window: int) -> np.ndarray:
     """Mean of each value and the up to `window - 1` values before it, (n,) -> (n,)."""
     total = np.cumsum(values)
     total[window:] = total[window:] - total[:-window]
     return total / np.minimum(np.arange(1, len(values) + 1), window)
+
+
+def teachers_level(members: list[Run]) -> float | None:
+    """The mean of all tasks' teachers, None without a teacher."""
+    taught = defaultdict(list)
+    for run in members:
+        if run.report["teacher"]:
+            taught[run.env_id].append(run.report["teacher"]["return"]["mean"])
+    return float(np.mean([np.mean(means) for means in taught.values()])) if taught else None
 
 
 def draw_curves(path: Path, panels: dict[str, Rows], heading: str = "") -> None:
@@ -283,141 +288,117 @@ def draw_curves(path: Path, panels: dict[str, Rows], heading: str = "") -> None:
     More than 100 points are drawn as their mean of the last 10, or of the last hundredth if that is more, because lines
     would hide each other.
     """
-    pyplot = load_pyplot()
-    from matplotlib.ticker import EngFormatter
-
     look = looks({row for rows in panels.values() for row in rows})
     across = 2 if len(panels) in (2, 4) else min(3, len(panels))
     down = -(-len(panels) // across)
-    size = {"figsize": (6.5, 0.8 + (2.6 if across < 3 else 2.0) * down), "sharey": True}
-    figure, grid = pyplot.subplots(down, across, squeeze=False, layout="constrained", **size)
-    for axes in grid.flat[len(panels) :]:
-        axes.remove()
-    handles: dict[str, Any] = {}
-    lowest = highest = 0.0
-    for i, (axes, (name, rows)) in enumerate(zip(grid.flat, panels.items(), strict=False)):
-        for row, (x, mean, deviation) in average_curves(rows).items():
-            if len(x) > 100:
-                window = max(DIP_EVALUATIONS, len(x) // 100)
-                mean, deviation = trailing_mean(mean, window), trailing_mean(deviation, window)
-            lowest, highest = min(lowest, mean.min()), max(highest, (mean + deviation).max())
-            axes.fill_between(x, mean - deviation, mean + deviation, color=look[row]["color"], alpha=0.1, linewidth=0)
-            handles[row] = axes.plot(x, mean, linewidth=1.1, **look[row])[0]
-        taught = defaultdict(list)
-        members = list(itertools.chain.from_iterable(rows.values()))
-        for run in members:
-            if run.report["teacher"]:
-                taught[run.env_id].append(run.report["teacher"]["return"]["mean"])
-        if taught:
-            level = np.mean([np.mean(means) for means in taught.values()])
-            lowest, highest = min(lowest, level), max(highest, level)
-            handles["teacher"] = axes.axhline(level, color="black", linestyle="--", linewidth=0.8)
-        ends = [cycle["learner_step"] for cycle in members[0].report["cycles"] if cycle["after_learning"]]
-        for end in ends[:-1] if len(ends) <= MAX_CYCLE_LINES else []:
-            axes.axvline(end, color="0.88", linewidth=0.6, zorder=0)
-        axes.set_title(name)
-        axes.set_xlim(0, x[-1])
-        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-        axes.locator_params(axis="x", nbins=5)
-        if i + across >= len(panels):  # there is no panel below
-            axes.set_xlabel("learner steps")
-        if i % across == 0:
-            axes.set_ylabel("episodic return, mean ± std" if len(members) > len(rows) else "episodic return")
-    room = 0.03 * (highest - lowest) or 1.0  # so that a curve at 0 stays visible above the axis
-    axes.set_ylim(lowest - room, highest + room)  # of all panels
-    names = sorted(handles, key=_place)
-    fit = max(1, 100 // (6 + max(map(len, names))))  # of 6.5 inches
-    in_line = -(-len(names) // -(-len(names) // fit))  # lines of equal length
-    lines = [handles[name] for name in names]
-    figure.legend(lines, names, loc="outside lower center", ncols=in_line, frameon=False, handlelength=2.8)
-    figure.suptitle(heading, fontsize=9)
-    figure.savefig(path, dpi=200)
-    pyplot.close(figure)
+    with plain_figure(figsize=(6.5, 0.8 + (2.6 if across < 3 else 2.0) * down)) as figure:
+        from matplotlib.ticker import EngFormatter  # here, where importing matplotlib is safe
+
+        grid = figure.subplots(down, across, squeeze=False, sharey=True)
+        for axes in grid.flat[len(panels) :]:
+            axes.remove()
+        handles: dict[str, Any] = {}
+        reached = [0.0]
+        for i, (axes, (name, rows)) in enumerate(zip(grid.flat, panels.items(), strict=False)):
+            for row, (x, mean, deviation) in average_curves(rows).items():
+                if len(x) > 100:
+                    window = max(DIP_EVALUATIONS, len(x) // 100)
+                    mean, deviation = trailing_mean(mean, window), trailing_mean(deviation, window)
+                reached += [mean.min(), (mean + deviation).max()]
+                shade = {"color": look[row]["color"], "alpha": 0.1, "linewidth": 0}
+                axes.fill_between(x, mean - deviation, mean + deviation, **shade)
+                handles[row] = axes.plot(x, mean, linewidth=1.1, **look[row])[0]
+            members = flat(rows)
+            if (level := teachers_level(members)) is not None:
+                reached.append(level)
+                handles["teacher"] = axes.axhline(level, color="black", linestyle="--", linewidth=0.8)
+            ends = [cycle["learner_step"] for cycle in members[0].report["cycles"] if cycle["after_learning"]]
+            for end in ends[:-1] if len(ends) <= MAX_CYCLE_LINES else []:
+                axes.axvline(end, color="0.88", linewidth=0.6, zorder=0)
+            axes.set(title=name, xlim=(0, x[-1]))
+            axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+            axes.locator_params(axis="x", nbins=5)
+            if i + across >= len(panels):  # there is no panel below
+                axes.set_xlabel("learner steps")
+            if i % across == 0:
+                axes.set_ylabel("episodic return, mean ± std" if len(members) > len(rows) else "episodic return")
+        lowest, highest = min(reached), max(reached)
+        room = 0.03 * (highest - lowest) or 1.0  # so that a curve at 0 stays visible above the axis
+        axes.set_ylim(lowest - room, highest + room)  # of all panels
+        names = sorted(handles, key=_place)
+        fit = max(1, 100 // (6 + max(map(len, names))))  # of 6.5 inches
+        in_line = -(-len(names) // -(-len(names) // fit))  # lines of equal length
+        place = {"loc": "outside lower center", "ncols": in_line, "frameon": False, "handlelength": 2.8}
+        figure.legend([handles[name] for name in names], names, **place)
+        figure.suptitle(heading, fontsize=9)
+        figure.savefig(path, dpi=200)
 
 
 def draw_paper(output: Path, loaded: list[Run]) -> None:
     """Draw the paper's figures and one of all tasks for each budget, as far as there are runs for them."""
-    drawn = 0
+    figures: dict[str, tuple[dict[str, Rows], str]] = {}
     for budget, (number, figure) in itertools.product(sorted({run.budget for run in loaded}), FIGURES.items()):
-        name = f"Figure {number}, {teacher_title(figure.teacher)}, {budget.title}"
+        teacher, cycles, shown = figure
+        name = f"Figure {number}, {teacher_title(teacher)}, {budget.title}"
         panels = {
             f"{num_cycles} cycles": rows
-            for (*of, num_cycles), rows in group_runs(run for run in loaded if run.row in figure.rows).items()
-            if of == [budget, figure.teacher] and num_cycles in figure.num_cycles
+            for (*of, num_cycles), rows in group_runs(run for run in loaded if run.row in shown).items()
+            if of == [budget, teacher] and num_cycles in cycles
         }
         compared = any(len(rows) > 1 for rows in panels.values())
         if compared and (panels := on_common_tasks(name, panels)):
-            size = sizes([members for rows in panels.values() for members in rows.values()])
-            draw_curves(output / f"figure_{number}_{budget.file_name}.png", panels, f"{name}: {size}")
-            drawn += 1
-    shown = {(figure.teacher, 4, row) for figure in FIGURES.values() for row in figure.rows}
+            figures[f"figure_{number}_{budget.file_name}.png"] = panels, f"{name}: {sizes(*panels.values())}"
+    shown = {(teacher, 4, row) for teacher, _, rows in FIGURES.values() for row in rows}
     for panel, rows in group_runs(run for run in loaded if (run.teacher, run.num_cycles, run.row) in shown).items():
         by_task: dict[str, Rows] = defaultdict(lambda: defaultdict(list))
-        for run in sorted(itertools.chain.from_iterable(rows.values()), key=lambda run: run.env_id):
+        for run in sorted(flat(rows), key=lambda run: run.env_id):
             by_task[run.env_id][run.row].append(run)
-        path = output / f"tasks_{panel.teacher}_{panel.budget.file_name}.png"
-        draw_curves(path, by_task, f"{title(panel)}: {sizes(rows.values())}")
-        drawn += 1
-    if not drawn:
+        figures[f"tasks_{panel.teacher}_{panel.budget.file_name}.png"] = by_task, f"{title(panel)}: {sizes(rows)}"
+    if not figures:
         raise UserError("none of these runs belongs to a figure of the paper.")
-
-
-def write_curves(path: Path, panels: dict[Panel, Rows]) -> None:
-    """Write every row's averaged curve as lines of a CSV file."""
-    lines = []
-    for panel, rows in panels.items():
-        for row, values in average_curves(rows).items():
-            same = {**columns(panel), "row": row, "runs": len(rows[row])}
-            lines += [same | {"x": x, "mean": mean, "std": deviation} for x, mean, deviation in values.T.tolist()]
-    write_csv(path, lines)
+    for name, (panels, heading) in figures.items():
+        draw_curves(output / name, panels, heading)
 
 
 def draw_summary(path: Path, panels: dict[Panel, Rows], lines: list[dict[str, Any]]) -> None:
     """Draw each measure with its interval, one line of axes for each panel."""
-    pyplot = load_pyplot()
     measures = [name for name in (FINAL, DIP, IMPROVEMENT) if any(line["measure"] == name for line in lines)]
     heights = [len(rows) for rows in panels.values()]
-    size = {
-        "figsize": (6.5, 0.7 + 0.17 * sum(heights) + 0.35 * len(heights)),
-        "sharex": "col",
-        "height_ratios": heights,
-    }
-    figure, grid = pyplot.subplots(len(panels), len(measures), squeeze=False, layout="constrained", **size)
-    for (i, (panel, rows)), (j, measure) in itertools.product(enumerate(panels.items()), enumerate(measures)):
-        axes, names, look = grid[i, j], list(rows), looks(rows)
-        for line in lines:
-            if line["measure"] == measure and columns(panel).items() <= line.items():
-                y, colour = names.index(line["row"]), look[line["row"]]["color"]
-                axes.plot([line["low"], line["high"]], [y, y], color=colour, linewidth=1.5)
-                axes.plot(line["estimate"], y, "o", color=colour, markersize=4)
-        if measure == IMPROVEMENT:
-            axes.axvline(0.5, color="0.8", linewidth=0.8, zorder=0)
-            axes.set_xlim(-0.03, 1.03)
-        axes.set_yticks(range(len(names)), names if j == 0 else [])
-        axes.set_ylim(len(names) - 0.5, -0.5)
-        axes.tick_params(axis="y", length=0)
-        if i == len(panels) - 1:
-            axes.set_xlabel(measure.replace(" of ", " of\n"))
-        if j == 0:
-            axes.set_title(f"{title(panel)}: {sizes(rows.values())}", loc="left", in_layout=False)
-    figure.savefig(path, dpi=200)
-    pyplot.close(figure)
+    with plain_figure(figsize=(6.5, 0.7 + 0.17 * sum(heights) + 0.35 * len(heights))) as figure:
+        grid = figure.subplots(len(panels), len(measures), squeeze=False, sharex="col", height_ratios=heights)
+        for (i, (panel, rows)), (j, measure) in itertools.product(enumerate(panels.items()), enumerate(measures)):
+            axes, names, look = grid[i, j], list(rows), looks(rows)
+            for line in lines:
+                if line["measure"] == measure and panel.columns.items() <= line.items():
+                    y, colour = names.index(line["row"]), look[line["row"]]["color"]
+                    axes.plot([line["low"], line["high"]], [y, y], color=colour, linewidth=1.5)
+                    axes.plot(line["estimate"], y, "o", color=colour, markersize=4)
+            if measure == IMPROVEMENT:
+                axes.axvline(0.5, color="0.8", linewidth=0.8, zorder=0)
+                axes.set_xlim(-0.03, 1.03)
+            axes.set_yticks(range(len(names)), names if j == 0 else [])
+            axes.set_ylim(len(names) - 0.5, -0.5)
+            axes.tick_params(axis="y", length=0)
+            if i == len(panels) - 1:
+                axes.set_xlabel(measure.replace(" of ", " of\n"))
+            if j == 0:
+                axes.set_title(f"{title(panel)}: {sizes(rows)}", loc="left", in_layout=False)
+        figure.savefig(path, dpi=200)
 
 
 def draw_alpha(path: Path) -> None:
     """Draw alpha against learner steps, as Figure 2 does."""
     import gbrl_bc_reg  # here, because only this figure needs it
 
-    pyplot = load_pyplot()
-    figure, axes = pyplot.subplots(figsize=(3.2, 2.2), layout="constrained")
     progress, args = torch.linspace(0, 1, 201), gbrl_bc_reg.Args()
-    for rate, colour in zip((1.0, 2.0, 5.0), ("#E69F00", "#0072B2", "#C23B00"), strict=True):
-        alpha = gbrl_bc_reg.alpha(args, gbrl_bc_reg.Progress(progress, progress), rate)
-        axes.plot(progress, alpha, color=colour, label=f"rate {rate:g}")
-    axes.set(xlabel="learner steps / total", ylabel="α", xlim=(0, 1), ylim=(0, 1))
-    axes.legend(frameon=False)
-    figure.savefig(path, dpi=200)
-    pyplot.close(figure)
+    with plain_figure(figsize=(3.2, 2.2)) as figure:
+        axes = figure.subplots()
+        for rate, colour in zip((1.0, 2.0, 5.0), ("#E69F00", "#0072B2", "#C23B00"), strict=True):
+            alpha = gbrl_bc_reg.alpha(args, gbrl_bc_reg.Progress(progress, progress), rate)
+            axes.plot(progress, alpha, color=colour, label=f"rate {rate:g}")
+        axes.set(xlabel="learner steps / total", ylabel="α", xlim=(0, 1), ylim=(0, 1))
+        axes.legend(frameon=False)
+        figure.savefig(path, dpi=200)
 
 
 def main(args: Args) -> None:

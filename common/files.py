@@ -1,12 +1,8 @@
-"""Files that a run reads back: written atomically, verified when read, and never able to run code.
+"""Files that a run reads back: written atomically, checked when read, and never able to run code.
 
-`.pt` and `.npz` files are zip archives, whose checksums `torch.load` leaves unread: here they are checked. They don't
-cover the archive's directory, where a flipped bit can hide an array, so the SHA-256 of the archive is its comment.
-JSON files carry the SHA-256 of their content as an entry.
+`.pt` and `.npz` files are zip archives. `torch.load` doesn't compare their checksums, so they are compared here.
 """
 
-import fcntl
-import hashlib
 import io
 import json
 import os
@@ -15,17 +11,17 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
+import filelock
 import numpy as np
 import torch
 
 from common import UserError
 
 RESTORE, REMAKE = "restore it from a copy, or start again in a new folder", "delete it to have it made again"
-SEAL_LENGTH = (32).to_bytes(2, "little")  # an archive's last two bytes are the length of its comment
 
 
 @contextmanager
@@ -34,32 +30,31 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(
-            f"{path} can't be written ({error.strerror}); put that right and start again, a run with --resume or the "
-            "same --run-dir."
-        ) from error
+        cure = "put that right and start again, a run with --resume or the same --run-dir"
+        raise UserError(f"{path} can't be written ({error.strerror}); {cure}.") from error
 
 
-def lock(path: Path, wait: bool) -> IO:
-    """Make the file `path` and lock it for this process, until it is closed or the process ends, however it ends.
+def lock(path: Path, wait: bool) -> ExitStack:
+    """Make the file `path` and lock it until the result is closed or the process ends, however it ends.
 
     Raises:
         BlockingIOError: another process has locked it, and it isn't waited for.
         OSError: it can't be made.
-        UserError: its file system knows no locks.
+        UserError: its file system has no locks.
     """
-    file = open(path, "w")  # noqa: SIM115 (whoever calls closes it)
+    held = ExitStack()
+    open(path, "a").close()
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError:
-        raise
+        held.enter_context(filelock.FileLock(path, timeout=-1 if wait else 0, fallback_to_soft=False))
+    except filelock.Timeout as error:
+        raise BlockingIOError(f"{path} is locked") from error
     except OSError as error:
         raise UserError(f"{path} can't be locked ({error.strerror}): choose a file system that has flock.") from error
-    return file
+    return held
 
 
 def remove_leftovers(folder: Path, name: str = "*") -> None:
-    """Remove what a SIGKILL left of `write_atomically`; only for who holds the folder's lock."""
+    """Remove what a SIGKILL left of `write_atomically`. Call it only while you hold the folder's lock."""
     for path in folder.glob(f".{name}.*.tmp"):
         path.unlink()
 
@@ -67,7 +62,7 @@ def remove_leftovers(folder: Path, name: str = "*") -> None:
 def write_atomically(path: Path, content: bytes) -> None:
     """Write `content` to a temporary file beside `path`, flush it to the disk and rename it over `path`.
 
-    Whoever reads `path` sees the old content or the new one, never a part, also after a crash or on a full disk.
+    A reader of `path` sees the old content or the new one, never a part, also after a crash or on a full disk.
     Raises UserError where it can't be written.
     """
     with writing(path):
@@ -92,12 +87,13 @@ def _read(path: Path, what: str) -> bytes:
         raise UserError(f"{what} {path} can't be read: {error.strerror}.") from error
 
 
+def _damaged(path: Path, what: str, cure: str, error: Exception | str) -> UserError:
+    return UserError(f"{what} {path} is damaged ({error}); {cure}.")
+
+
 def _read_zip(path: Path, what: str, cure: str) -> io.BytesIO:
-    """The content of a zip archive, as `.pt` and `.npz` files are, its seal and every part's CRC checked."""
-    raw = _read(path, what)
-    if raw[-34:-32] == SEAL_LENGTH and hashlib.sha256(raw[:-34] + bytes(2)).digest() != raw[-32:]:
-        raise _damaged(path, what, cure, "its checksum is wrong")
-    content = io.BytesIO(raw)
+    """The content of a zip archive whose parts all have the right CRC."""
+    content = io.BytesIO(_read(path, what))
     try:
         with zipfile.ZipFile(content) as archive:
             bad = archive.testzip()
@@ -109,27 +105,18 @@ def _read_zip(path: Path, what: str, cure: str) -> io.BytesIO:
     return content
 
 
-def _write_zip(path: Path, archive: bytes) -> None:
-    """Write a zip archive that has no comment, with its SHA-256 as its comment."""
-    write_atomically(path, archive[:-2] + SEAL_LENGTH + hashlib.sha256(archive).digest())
-
-
-def _damaged(path: Path, what: str, cure: str, error: Exception | str) -> UserError:
-    return UserError(f"{what} {path} is damaged ({error}); {cure}.")
-
-
 def save_torch(path: Path, content: dict[str, Any]) -> None:
     """Save tensors, numbers and strings in nested dicts and lists, as `torch.save` does, atomically."""
     buffer = io.BytesIO()
     torch.save(content, buffer)
-    _write_zip(path, buffer.getvalue())
+    write_atomically(path, buffer.getvalue())
 
 
 def load_torch(path: Path, what: str, cure: str = RESTORE) -> dict[str, Any]:
     """Load what `save_torch` wrote, on the CPU. In errors, `what` names the file's role and `cure` what to do.
 
     Raises:
-        UserError: the file is missing, truncated, fails its checksum, or holds anything but plain data.
+        UserError: the file is missing, truncated, fails its checksums, or holds anything but plain data.
     """
     raw = _read_zip(path, what, cure)
     try:
@@ -145,7 +132,7 @@ def save_arrays(path: Path, **arrays: np.ndarray) -> None:
     """Save named arrays as an uncompressed `.npz`, atomically."""
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
-    _write_zip(path, buffer.getvalue())
+    write_atomically(path, buffer.getvalue())
 
 
 def load_arrays(path: Path, what: str, cure: str = RESTORE) -> dict[str, np.ndarray]:
@@ -158,23 +145,18 @@ def load_arrays(path: Path, what: str, cure: str = RESTORE) -> dict[str, np.ndar
         raise _damaged(path, what, cure, "it isn't plain named arrays") from error
 
 
-def _digest(content: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
 def save_json(path: Path, content: dict[str, Any]) -> None:
-    """Save a dict as indented JSON with its own checksum under `sha256`, atomically."""
-    write_atomically(path, (json.dumps(content | {"sha256": _digest(content)}, indent=2) + "\n").encode())
+    """Save a dict as indented JSON, atomically."""
+    write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
 def load_json(path: Path, what: str, cure: str = RESTORE) -> dict[str, Any]:
-    """Load what `save_json` wrote, without the checksum. Raises UserError as `load_torch` does."""
-    raw = _read(path, what)
+    """Load what `save_json` wrote, without the `sha256` entry of older files. Raises UserError as `load_torch` does."""
     try:
-        content = json.loads(raw)
-        expected = content.pop("sha256")
-    except (ValueError, AttributeError, KeyError, TypeError) as error:
+        content = json.loads(_read(path, what))
+    except ValueError as error:
         raise _damaged(path, what, cure, repr(error)) from error
-    if _digest(content) != expected:
-        raise _damaged(path, what, cure, "its checksum is wrong")
+    if not isinstance(content, dict):
+        raise _damaged(path, what, cure, f"it is a {type(content).__name__}, not a dict")
+    content.pop("sha256", None)
     return content

@@ -1,7 +1,7 @@
 """Episodes that come from outside: demonstrations of a person, deployments of a robot. One documented file, checked.
 
-    python -m common.recorded FILE.npz EPISODE.npz [EPISODE.npz ...]     # or: FILE.npz minari:DATASET
-    python -m common.recorded FILE.npz --env-id cartpole-swingup         # only checks the file
+    python -m common.recorded FILE.npz EPISODE.npz [EPISODE.npz ...]
+    python -m common.recorded FILE.npz --env-id cartpole-swingup    # only checks the file
 
 A file holds E episodes, the first of T_1 steps, one behind the other:
 
@@ -116,47 +116,22 @@ def _check_values(path: Path, arrays: dict[str, np.ndarray]) -> None:
             raise UserError(f"{path}: {name} of episode {i}, step {step}, is {values[rows[0]]}, expected {allowed}.")
 
 
-def from_minari(name: str) -> list[dict[str, np.ndarray]]:
-    """The episodes of a Minari dataset that is on this machine. Raises UserError without Minari, or without it."""
-    try:
-        import minari
-    except ImportError as error:
-        raise UserError("minari:DATASET needs Minari: pip install minari") from error
-    try:
-        dataset = minari.load_dataset(name)
-    except (FileNotFoundError, ValueError) as error:
-        raise UserError(f"minari:{name}: {error}") from error
-    return [
-        {
-            "obs": episode.observations,
-            "action": episode.actions,
-            "reward": episode.rewards,
-            "discount": 1.0 - np.asarray(episode.terminations, np.float32),
-        }
-        for episode in dataset.iterate_episodes()
-    ]
-
-
 @dataclass
 class Args:
     """Make a file of recorded episodes, or check one."""
 
     path: tyro.conf.Positional[Path]
     """the file"""
-    sources: tyro.conf.Positional[tuple[str, ...]] = ()
-    """what it is made of: .npz files of one episode each, or minari:DATASET; none to check the file"""
+    sources: tyro.conf.Positional[tuple[Path, ...]] = ()
+    """what it is made of: .npz files of one episode each; none to check the file"""
     env_id: str | None = None
     """task whose sizes it must have"""
 
 
 def main(args: Args) -> None:
     """Make and check the file, and say what is in it."""
-    episodes: list[Mapping[str, Any]] = []
-    for source in args.sources:
-        kind, _, name = source.partition(":")
-        episodes += from_minari(name) if kind == "minari" else [files.load_arrays(Path(source), "episode")]
-    if episodes:
-        write(args.path, episodes)
+    if args.sources:
+        write(args.path, [files.load_arrays(source, "episode") for source in args.sources])
     found, intended = read(args.path, envs.spec(args.env_id) if args.env_id is not None else None)
     returns = [episode.episodic_return for episode in found]
     print(f"{args.path}: {len(found)} episodes, {len(intended)} steps, mean return {np.mean(returns):.2f}")

@@ -5,13 +5,15 @@ import itertools
 import json
 import math
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from common import UserError, files
+from common import Interrupted, UserError, files
 from common.rollouts import unpack
 
 DIP_EVALUATIONS = 10  # consecutive noise-free evaluations whose mean counts as a level [ours: one episode is too noisy]
@@ -41,17 +43,22 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     """The lines of a `metrics.jsonl`.
 
     Raises:
-        UserError: the file is missing, or a line isn't a JSON object of numbers.
+        UserError: the file is missing, or a line, which is named, isn't a JSON object of numbers.
     """
     try:
-        lines = [json.loads(line) for line in path.read_text().splitlines()]
-        if not all(isinstance(line, dict) and all(map(math.isfinite, line.values())) for line in lines):
-            raise ValueError("a line isn't an object of numbers")
-        return lines
+        texts = path.read_bytes().splitlines()
     except OSError as error:
         raise UserError(f"metrics {path} can't be read: {error.strerror}.") from error
-    except (ValueError, TypeError) as error:
-        raise UserError(f"metrics {path} is damaged ({error}); restore it from a copy.") from error
+    lines = []
+    for number, text in enumerate(texts, start=1):
+        try:
+            lines.append(json.loads(text))
+            if not all(math.isfinite(value) for value in lines[-1].values()):
+                raise ValueError("a number isn't finite")
+        except (ValueError, TypeError, AttributeError) as error:
+            said = f"line {number} isn't a JSON object of numbers: {error}"
+            raise UserError(f"metrics {path} is damaged ({said}); restore it from a copy.") from error
+    return lines
 
 
 def curve(lines: list[dict[str, float]]) -> tuple[np.ndarray, np.ndarray]:
@@ -184,69 +191,84 @@ def make_report(run_dir: Path, queries: dict[str, int], seconds: dict[str, float
     return report
 
 
-def plain_pyplot() -> ModuleType:
-    """matplotlib.pyplot with its own defaults and no window, whatever MPLBACKEND or a matplotlibrc say."""
-    os.environ["MPLBACKEND"] = "Agg"  # before the import: a notebook's back end may not exist here
-    import matplotlib  # here, because it is slow to import and a run draws once
+@contextmanager
+def plain_figure(**size: Any) -> Iterator[Any]:
+    """A matplotlib `Figure` in the look of this project, whatever MPLBACKEND or a matplotlibrc say; draw it inside.
 
-    matplotlib.use("Agg")
-    matplotlib.rcdefaults()
-    from matplotlib import pyplot
+    It is no window's and no notebook's: pyplot and its back ends stay as they are. Arguments are `Figure`'s.
+    """
+    backend = os.environ.pop("MPLBACKEND", None)  # the import fails on a notebook's that isn't installed here
+    try:
+        import matplotlib.figure  # here, because it is slow to import and a run draws once
+    finally:
+        os.environ.update({} if backend is None else {"MPLBACKEND": backend})
+    look = {"font.size": 8, "axes.titlesize": 8, "axes.spines.top": False, "axes.spines.right": False}
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(look | {"axes.linewidth": 0.6})
+        yield matplotlib.figure.Figure(layout="constrained", **size)
 
-    return pyplot
 
-
-def draw_learning_curve(run_dir: Path) -> Path:
+def draw_learning_curve(run_dir: Path) -> Path | None:
     """Draw the run of a folder that has its `report.json`, and return the path of the picture, `learning_curve.png`.
 
     Drawn are noise-free evaluations against learner steps, their mean of 10 at the last of the ten, as `dip` counts it,
-    the deployed returns at the step where their cycle starts, and the means of teacher and clone.
+    the deployed returns at the step where their cycle starts, and the means of teacher and clone. Where matplotlib
+    fails, that is said on stderr, and None is returned: the run is finished.
     """
-    pyplot = plain_pyplot()
     report = files.load_json(run_dir / "report.json", "report")
     steps, returns = curve(read_metrics(run_dir / "metrics.jsonl"))
+    picture = io.BytesIO()
+    try:
+        with plain_figure(figsize=(6.5, 3.6)) as figure:
+            _draw(figure, report, steps, returns)
+            figure.savefig(picture, dpi=200)
+    except Interrupted:
+        raise
+    except Exception as error:
+        print(f"{run_dir} has no learning_curve.png, because matplotlib failed: {error!r}", file=sys.stderr)
+        return None
+    files.write_atomically(run_dir / "learning_curve.png", picture.getvalue())
+    return run_dir / "learning_curve.png"
+
+
+def _draw(figure: Any, report: dict[str, Any], steps: np.ndarray, returns: np.ndarray) -> None:
+    """Draw what `draw_learning_curve` says."""
     kept = [cycle for cycle in report["cycles"] if cycle["learner_step"] is not None]
     ends = [0] + [cycle["learner_step"] for cycle in kept]
     last, few = max([1, *steps.tolist(), *ends]), not kept or kept[-1]["cycle"] <= MAX_CYCLE_LINES
     colours = {"teacher": "black", "clone": "#009E73", "one": "#56B4E9", "ten": "#0072B2", "deployed": "#D55E00"}
-    style = {"font.size": 8, "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.6}
-    with pyplot.rc_context(style):
-        figure, axes = pyplot.subplots(figsize=(6.5, 3.6), layout="constrained")
-        if len(returns) > 0:
-            axes.plot(steps, returns, color=colours["one"], linewidth=0.5, alpha=0.7, label="evaluation, no noise")
-        if len(returns) > DIP_EVALUATIONS:
-            mean, label = moving_means(returns), f"mean of {DIP_EVALUATIONS} evaluations"
-            axes.plot(steps[DIP_EVALUATIONS - 1 :], mean, color=colours["ten"], linewidth=1.4, label=label)
-        groups = [(x, cycle["deployed"]) for x, cycle in zip(ends, kept, strict=False) if cycle["deployed"]]
-        if groups:
-            x, y, error = zip(*[(x, group["mean"], group["std"]) for x, group in groups], strict=True)
-            look = {"markersize": 3.5, "elinewidth": 0.9, "capsize": 2} if few else {"markersize": 2, "elinewidth": 0.5}
-            label = "deployed, with noise (± standard deviation)"
-            axes.errorbar(x, y, error, fmt="o", color=colours["deployed"], zorder=4, label=label, **look)
-        levels = sorted((report[who]["return"]["mean"], who) for who in ("teacher", "clone") if report[who])
-        for level, who in levels:  # their dashes alternate, so that both are seen where they coincide
-            dashes = (5 if who == "clone" else 0, (5, 5))
-            axes.axhline(level, color=colours[who], linestyle=dashes, linewidth=1)
-        low, high = axes.get_ylim()
-        room = 0.02 * (high - min(low, 0))  # a curve at 0 is seen above the axis
-        axes.set(xlim=(-0.015 * last, last), ylim=(-room if returns.min(initial=0) >= 0 else low, high))
-        gap = 0.05 * np.diff(axes.get_ylim()).item()  # the height of a label
-        push = max(0.0, gap - (levels[-1][0] - levels[0][0])) / 2 if len(levels) == 2 else 0.0
-        beside = {"xytext": (4, 0), "textcoords": "offset points", "va": "center", "annotation_clip": False}
-        for (level, who), move in zip(levels, (-push, push), strict=False):
-            at, x_is_share = (1, level + move), axes.get_yaxis_transform()
-            axes.annotate(f"{who} {level:.0f}", at, xycoords=x_is_share, color=colours[who], **beside)
-        above = {"xytext": (0, 3), "textcoords": "offset points", "ha": "center", "color": "0.4", "fontsize": 7}
-        for start, end, cycle in zip(ends, ends[1:], kept if few else [], strict=False):
-            axes.axvline(end, color="0.85", linewidth=0.6, zorder=0)
-            name = f"cycle {cycle['cycle']}" if start == 0 or len(kept) <= 8 else str(cycle["cycle"])
-            axes.annotate(name, ((start + end) / 2, 1), xycoords=axes.get_xaxis_transform(), **above)
-        axes.xaxis.set_major_formatter("{x:,.0f}")
-        axes.set(xlabel="learner steps", ylabel="episodic return")
-        figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=7)
-        figure.suptitle(f"{report['env_id']}, {report['name']}, seed {report['seed']}", fontsize=8)
-        picture = io.BytesIO()
-        figure.savefig(picture, dpi=200)
-        pyplot.close(figure)
-    files.write_atomically(run_dir / "learning_curve.png", picture.getvalue())
-    return run_dir / "learning_curve.png"
+    axes = figure.subplots()
+    if len(returns) > 0:
+        axes.plot(steps, returns, color=colours["one"], linewidth=0.5, alpha=0.7, label="evaluation, no noise")
+    if len(returns) > DIP_EVALUATIONS:
+        mean, label = moving_means(returns), f"mean of {DIP_EVALUATIONS} evaluations"
+        axes.plot(steps[DIP_EVALUATIONS - 1 :], mean, color=colours["ten"], linewidth=1.4, label=label)
+    groups = [(x, cycle["deployed"]) for x, cycle in zip(ends, kept, strict=False) if cycle["deployed"]]
+    if groups:
+        x, y, error = zip(*[(x, group["mean"], group["std"]) for x, group in groups], strict=True)
+        look = {"markersize": 3.5, "elinewidth": 0.9, "capsize": 2} if few else {"markersize": 2, "elinewidth": 0.5}
+        label = "deployed, with noise (± standard deviation)"
+        axes.errorbar(x, y, error, fmt="o", color=colours["deployed"], zorder=4, label=label, **look)
+    levels = sorted((report[who]["return"]["mean"], who) for who in ("teacher", "clone") if report[who])
+    for level, who in levels:  # their dashes alternate, so that both are seen where they coincide
+        dashes = (5 if who == "clone" else 0, (5, 5))
+        axes.axhline(level, color=colours[who], linestyle=dashes, linewidth=1)
+    low, high = axes.get_ylim()
+    room = 0.02 * (high - min(low, 0))  # a curve at 0 is seen above the axis
+    axes.set(xlim=(-0.015 * last, last), ylim=(-room if returns.min(initial=0) >= 0 else low, high))
+    gap = 0.05 * np.diff(axes.get_ylim()).item()  # the height of a label
+    push = max(0.0, gap - (levels[-1][0] - levels[0][0])) / 2 if len(levels) == 2 else 0.0
+    beside = {"xytext": (4, 0), "textcoords": "offset points", "va": "center", "annotation_clip": False}
+    for (level, who), move in zip(levels, (-push, push), strict=False):
+        at, x_is_share = (1, level + move), axes.get_yaxis_transform()
+        axes.annotate(f"{who} {level:.0f}", at, xycoords=x_is_share, color=colours[who], **beside)
+    above = {"xytext": (0, 3), "textcoords": "offset points", "ha": "center", "color": "0.4", "fontsize": 7}
+    for start, end, cycle in zip(ends, ends[1:], kept if few else [], strict=False):
+        axes.axvline(end, color="0.85", linewidth=0.6, zorder=0)
+        name = f"cycle {cycle['cycle']}" if start == 0 or len(kept) <= 8 else str(cycle["cycle"])
+        axes.annotate(name, ((start + end) / 2, 1), xycoords=axes.get_xaxis_transform(), **above)
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.set(xlabel="learner steps", ylabel="episodic return")
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=7)
+    figure.suptitle(f"{report['env_id']}, {report['name']}, seed {report['seed']}", fontsize=8)

@@ -7,6 +7,16 @@ Copy this file, put your networks in the place of `Policy` and `Critic`, and sav
 reads the weights of the teacher that ships with this project, so that it runs as it is.
 
 Each run makes the demonstrations of such a class anew, because nobody but the class knows which weights it reads.
+
+For a Stable-Baselines3 agent (which we have not run here) that was trained on the same Gymnasium task, three parts change. Its actions already are
+in [-1, 1] inside the agent, as here; only `agent.predict` rescales them, so call the networks below it:
+
+    self.agent = stable_baselines3.TD3.load(path, device=device)      # in __init__; SAC and DDPG likewise
+    return self.agent.actor(obs)                                      # in action; SAC: actor(obs, deterministic=True)
+    return torch.min(*self.agent.critic(obs, action))[:, 0]           # in place of self.critic; DDPG has one critic
+
+Set `requires_grad_(False)` on both networks, and `.policy.set_training_mode(False)`. If you trained with VecNormalize,
+normalise `obs` with its statistics first. PPO and A2C have no Q(s, a): they can give actions, but no gradients.
 """
 
 from pathlib import Path

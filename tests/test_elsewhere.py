@@ -159,34 +159,6 @@ def test_a_bad_episode_is_named(name, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning:minari")
-def test_a_minari_dataset_becomes_recorded_episodes(tmp_path, monkeypatch):
-    import minari
-    from gymnasium import spaces
-    from minari.data_collector import EpisodeBuffer
-
-    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "datasets"))
-    rng, episodes = np.random.default_rng(0), []
-    for i, steps in enumerate((20, 13)):  # the first is cut off by the time limit, the second ends by itself
-        obs, action = rng.normal(size=(steps + 1, 3)).astype("f"), rng.uniform(-1, 1, (steps, 2)).astype("f")
-        over = [False] * (steps - 1) + [True]
-        ends = {"terminations": over if i else [False] * steps, "truncations": [False] * steps if i else over}
-        parts = {"observations": list(obs), "actions": list(action), "rewards": list(rng.uniform(size=steps))}
-        episodes.append(EpisodeBuffer(id=i, seed=i, infos={}, **parts, **ends))
-    boxes = {"observation_space": spaces.Box(-np.inf, np.inf, (3,)), "action_space": spaces.Box(-1, 1, (2,))}
-    minari.create_dataset_from_buffers("made/here-v0", buffer=episodes, **boxes)
-
-    recorded.main(recorded.Args(tmp_path / "mine.npz", ("minari:made/here-v0",)))
-    found, _ = recorded.read(tmp_path / "mine.npz", EnvSpec("made", 3, 2, 20))
-    for mine, theirs in zip(found, episodes, strict=True):
-        np.testing.assert_array_equal(mine.obs, theirs.observations)
-        np.testing.assert_array_equal(mine.action, theirs.actions)
-        assert mine.episodic_return == pytest.approx(sum(theirs.rewards))
-    assert [mine.discount[-1] for mine in found] == [1, 0] and found[1].discount[:-1].all()
-    with pytest.raises(UserError, match="made/other-v0"):
-        recorded.main(recorded.Args(tmp_path / "other.npz", ("minari:made/other-v0",)))
-
-
 def test_a_file_that_does_not_fit_the_task_is_refused(tmp_path):
     path = tmp_path / "mine.npz"
     recorded.write(path, made_up())

@@ -13,8 +13,7 @@ import pytest
 import torch
 from small import SMALL, TOY, differences, equal, own, result, run_row, script
 
-from common import Interrupted, UserError, envs, files, teachers, workers
-from common.interrupt import Interrupt
+from common import UserError, envs, files, teachers, workers
 from common.replay import Replay
 from common.run import Run
 from common.workers import Workers
@@ -219,21 +218,6 @@ def test_no_process_is_left_behind(end, tmp_path):
                 assert b"Traceback" not in child.stderr.read()
         finally:
             child.kill()  # where an assertion failed
-
-
-def test_a_second_signal_ends_at_once_what_a_first_one_lets_finish():
-    before = signal.getsignal(signal.SIGINT)  # a shell's background job, such as these tests may be, ignores it
-    interrupt = Interrupt("go on")
-    interrupt.start()
-    try:
-        with interrupt.later():
-            signal.raise_signal(signal.SIGINT)
-            assert interrupt
-            with pytest.raises(Interrupted, match="interrupted by SIGINT; go on"):
-                signal.raise_signal(signal.SIGINT)
-    finally:
-        interrupt.stop()
-    assert signal.getsignal(signal.SIGINT) is before
 
 
 # ---- the same bits

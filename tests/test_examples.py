@@ -1,4 +1,4 @@
-"""The examples run through the real scripts: teachers of one's own, and Gymnasium's tasks."""
+"""The examples: teachers of your own and Gymnasium's tasks through the real scripts, and Minari's data sets."""
 
 import re
 import subprocess
@@ -12,7 +12,7 @@ from pieces import CPU
 from small import ROOT, SMALL, differences, report, result, run_row
 
 import gbrl_d4pg
-from common import UserError, envs, files, foreign, rollouts, teachers
+from common import UserError, envs, files, foreign, recorded, rollouts, teachers
 
 TASK = "cartpole-swingup"
 EXAMPLES = ROOT / "examples"
@@ -141,3 +141,83 @@ def test_preferences_are_asked_fitted_and_followed(tmp_path, capsys, monkeypatch
     assert text.count("who follows the gradient") == 2
     run_dir = run_row("tg:1", tmp_path / "run", tmp_path / "demos", teacher=f"{copied}:Preferences", **SHORT)
     assert report(run_dir)["teacher_queries"]["gradients_asked"] == 20 * SMALL["batch_size"]
+
+
+# ---- Minari
+
+
+def make_minari(name, obs_space, observations, low, high, actions, ends):
+    """Save a data set of episodes; `ends` says which terminate."""
+    import minari
+    from gymnasium import spaces
+    from minari.data_collector import EpisodeBuffer
+
+    buffers = []
+    for i, (obs, action, terminates) in enumerate(zip(observations, actions, ends, strict=True)):
+        over, never = [False] * (len(action) - 1) + [True], [False] * len(action)
+        parts = {"observations": obs, "actions": list(action), "rewards": [0.5 * t for t in range(len(action))]}
+        parts |= {"terminations": over if terminates else never, "truncations": never if terminates else over}
+        buffers.append(EpisodeBuffer(id=i, seed=i, infos={}, **parts))
+    box = spaces.Box(np.array(low, "f"), np.array(high, "f"))
+    minari.create_dataset_from_buffers(name, buffer=buffers, observation_space=obs_space, action_space=box)
+
+
+@pytest.fixture
+def minari_example(tmp_path, monkeypatch):
+    pytest.importorskip("minari")
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "datasets"))
+    return foreign.load_class(f"{EXAMPLES}/minari_demonstrations.py:Args").__module__
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:minari")
+def test_a_minari_data_sets_actions_are_scaled_by_its_bounds(tmp_path, minari_example, capsys):
+    from gymnasium import spaces
+
+    example, rng = sys.modules[minari_example], np.random.default_rng(0)
+    observations = [list(rng.normal(size=(steps + 1, 3)).astype("f")) for steps in (4, 2)]
+    # The first action has Humanoid-v5's bounds, -0.4 to 0.4, and the second 1 to 5.
+    actions = [np.array([[0.4, 1], [-0.4, 3], [0.2, 5], [0, 4]], "f"), np.array([[0.1, 2], [-0.2, 3]], "f")]
+    space = spaces.Box(-np.inf, np.inf, (3,))
+    make_minari("made/here-v0", space, observations, [-0.4, 1], [0.4, 5], actions, [False, True])
+    example.main(example.Args("made/here-v0", tmp_path / "mine.npz"))
+    assert "mine.npz: 2 episodes, 6 steps, mean return 1.75" in capsys.readouterr().out
+    first, second = recorded.read(tmp_path / "mine.npz", envs.EnvSpec("made", 3, 2, 4))[0]
+    np.testing.assert_allclose(first.action, [[1, -1], [-1, 0], [0.5, 1], [0, 0.5]], atol=1e-6)
+    np.testing.assert_allclose(second.action, [[0.25, -0.5], [-0.5, 0]], atol=1e-6)
+    for mine, theirs in zip((first, second), observations, strict=True):
+        np.testing.assert_array_equal(mine.obs, theirs)
+    assert first.reward.tolist() == [0, 0.5, 1, 1.5]
+    assert first.discount.tolist() == [1, 1, 1, 1]  # cut off by the time limit
+    assert second.discount.tolist() == [1, 0]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:minari")
+def test_a_minari_data_sets_dicts_are_flattened_in_the_order_of_their_space(tmp_path, minari_example):
+    from gymnasium import spaces
+
+    example = sys.modules[minari_example]
+    goal, where = (spaces.Box(-np.inf, np.inf, shape) for shape in ((1,), (2, 2)))
+    space = spaces.Dict({"where": where, "goal": goal})
+    obs = {"goal": [np.full(1, t, "f") for t in range(3)], "where": [np.full((2, 2), 10 * t, "f") for t in range(3)]}
+    make_minari("made/dict-v0", space, [obs], [-1], [1], [np.array([[0.5], [1]], "f")], [False])
+    example.main(example.Args("made/dict-v0", tmp_path / "mine.npz"))
+    (episode,) = recorded.read(tmp_path / "mine.npz", None)[0]
+    assert list(space.spaces) == ["goal", "where"]  # Gymnasium sorts the names of a dict
+    assert episode.obs.tolist() == [[t, *[10 * t] * 4] for t in range(3)]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:minari")
+def test_what_minari_cannot_give_is_a_sentence(tmp_path, minari_example):
+    from gymnasium import spaces
+
+    example, obs = sys.modules[minari_example], [[np.zeros(1, "f")] * 2]
+    with pytest.raises(UserError, match="made/none-v0 isn't on this machine; get it with: minari download made/none"):
+        example.main(example.Args("made/none-v0", tmp_path / "mine.npz"))
+    for name, high, sentence in (
+        ("free", np.inf, "finite bounds"),
+        ("far", 0.4, "episode 0 has an action of 2.5 time"),
+    ):
+        make_minari(f"made/{name}-v0", spaces.Box(-1, 1, (1,)), obs, [-high], [high], [np.ones((1, 1), "f")], [False])
+        with pytest.raises(UserError, match=sentence):
+            example.main(example.Args(f"made/{name}-v0", tmp_path / "mine.npz"))
+    assert not (tmp_path / "mine.npz").exists()

@@ -4,6 +4,7 @@ import collections
 import csv
 import itertools
 import json
+import os
 import struct
 import subprocess
 import sys
@@ -178,12 +179,70 @@ def test_what_the_learning_curve_shows(run_dir, drawn):
     assert drawn[0].get_suptitle() == "cheetah-run, bc, seed 3"
 
 
-@pytest.mark.parametrize(("old", "new"), [("700", "7x0"), ("700", "NaN"), ("{", "")])
-def test_damaged_metrics_are_a_user_error(run_dir, old, new):
+DAMAGES = [
+    ("700", "7x0", 15),
+    ("700", "NaN", 15),
+    ("{", "", 1),
+    ("{", "[", 1),
+    ("950", '"950"', 1),
+    ("950", "[950]", 1),
+]
+
+
+@pytest.mark.parametrize(("old", "new", "line"), DAMAGES)
+def test_damaged_metrics_are_a_user_error_that_names_the_line(run_dir, old, new, line):
     path = run_dir / "metrics.jsonl"
     path.write_text(path.read_text().replace(old, new, 1))
-    with pytest.raises(UserError, match="damaged"):
+    with pytest.raises(UserError, match=rf"metrics\.jsonl is damaged .line {line} isn't a JSON object of numbers: .*"):
         report.make_report(run_dir, QUERIES, SECONDS)
+    path.write_text("\n".join(["{}", "3"]))
+    with pytest.raises(UserError, match="line 2 isn't"):
+        report.read_metrics(path)
+    path.unlink()
+    with pytest.raises(UserError, match=r"metrics\.jsonl can't be read: No such file"):
+        report.read_metrics(path)
+
+
+def test_a_line_of_metrics_has_the_keys_that_it_has(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"cycle": 0, "pretrain_step": 5}\n{"cycle": 1, "losses/x": 0.5}\n')
+    lines = report.read_metrics(tmp_path / "metrics.jsonl")
+    assert lines == [{"cycle": 0, "pretrain_step": 5}, {"cycle": 1, "losses/x": 0.5}]
+
+
+# ---- notebooks' and users' settings of matplotlib
+
+DRAW = "import sys; from pathlib import Path; from common import report; {}; report.draw_learning_curve(Path({!r}))"
+
+
+@pytest.mark.parametrize("settings", ["module://matplotlib_inline.backend_inline", "nonsense", "TkAgg", "usetex"])
+def test_a_picture_is_the_same_whatever_matplotlib_is_told_to_be(settings, run_dir, tmp_path):
+    report.make_report(run_dir, QUERIES, SECONDS)
+    expected = report.draw_learning_curve(run_dir).read_bytes()
+    (tmp_path / "matplotlibrc").write_text("text.usetex: True\nfont.size: 30\nbackend: TkAgg\n")
+    given = {"MATPLOTLIBRC": str(tmp_path)} if settings == "usetex" else {"MPLBACKEND": settings}
+    subprocess.run([sys.executable, "-c", DRAW.format("0", str(run_dir))], env=os.environ | given, cwd=ROOT, check=True)
+    assert (run_dir / "learning_curve.png").read_bytes() == expected
+
+
+def test_a_notebooks_own_settings_stay_as_they_are(run_dir, monkeypatch):
+    import matplotlib
+
+    report.make_report(run_dir, QUERIES, SECONDS)
+    monkeypatch.setenv("MPLBACKEND", "nonsense")
+    monkeypatch.setitem(matplotlib.rcParams, "font.size", 21)
+    report.draw_learning_curve(run_dir)
+    assert matplotlib.rcParams["font.size"] == 21 and os.environ["MPLBACKEND"] == "nonsense"
+
+
+def test_a_picture_that_fails_is_a_sentence(run_dir, monkeypatch, capsys):
+    def fail(*_, **__):
+        raise RuntimeError("no font")
+
+    report.make_report(run_dir, QUERIES, SECONDS)
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", fail)
+    assert report.draw_learning_curve(run_dir) is None and not (run_dir / "learning_curve.png").exists()
+    said = f"{run_dir} has no learning_curve.png, because matplotlib failed: RuntimeError('no font')\n"
+    assert capsys.readouterr().err == said
 
 
 # ---- averages of runs
