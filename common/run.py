@@ -88,7 +88,7 @@ class Run:
         if args.track:
             self._wandb_id = self._metrics.start_wandb(self._wandb_id, args, row)
         self._metrics.borrow(borrowed)
-        self._workers = Workers(env, args.num_workers, ray_address=args.ray_address)
+        self._workers = Workers(env, args.num_workers)
         again = shlex.join(["python", script, "--resume", str(self.dir.resolve())])  # true in any folder
         self._interrupt = Interrupt(f"go on with: {again}")
 
