@@ -315,7 +315,7 @@ def test_a_sweep_counts_the_processors_that_it_may_use(tmp_path, monkeypatch):
 
 def test_a_sweep_prints_the_commands_of_what_is_not_finished(tmp_path, begun, capsys):
     args = sweep.Args(methods=["bc"], output=tmp_path, seeds=(1,), scale=0.01)
-    sweep.main(args, [])
+    sweep.main(args, ["--eval-every", "7"])
     begun.names.clear()
     args = dataclasses.replace(args, methods=["bc", "ta:1", "bc,demo-sigma:0"], print=True, cpus_per_run=3)
     sweep.main(args, ["--eval-every", "7"])
