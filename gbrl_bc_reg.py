@@ -1,6 +1,6 @@
 """Growing-batch D4PG with policy regularisation (Emedom-Nnamdi et al. 2023, equations 3 to 5).
 
-The policy is held to the clone pi_0 with a fixed weight (row `bc_reg`) or with one that decays to 0 (`bc_reg_decay:r`),
+The policy is held to the clone pi_0 with a fixed weight (`bc_reg`) or with one that decays to 0 (`bc_reg_decay:r`),
 or to the policy deployed last, pi_{k-1} (`between:r`). All else is gbrl_d4pg.py; a diff of the two is the method.
 
     python gbrl_bc_reg.py --env-id cartpole-swingup --scale 0.02
@@ -19,9 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from common import UserError, envs, launch, rollouts, teachers
+from common import UserError, launch, rollouts
 from common.envs import EnvSpec
-from common.launch import FileOrName, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, PositiveOrInf, Range
+from common.launch import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, PositiveOrInf
 from common.replay import Replay
 from common.rollouts import Episode
 from common.run import Run
@@ -31,8 +31,8 @@ from common.teachers import Teacher
 
 
 @dataclass
-class Args:
-    """The flags. Each help text ends with the source of its default."""
+class Args(launch.RunArgs):
+    """The flags of the algorithm. Each help text ends with the source of its default."""
 
     # ---- this script's own
     method: typing.Literal["bc_reg", "bc_reg_decay", "between"] = "bc_reg_decay"
@@ -46,14 +46,14 @@ class Args:
     alpha_per_cycle: bool = False
     """restart alpha in every cycle, as Algorithm 1's index j could be read [paper 4.2: counts all learner steps]"""
     # ---- shared by the four scripts
-    env_id: FileOrName = "cartpole-swingup"
+    env_id: str = "cartpole-swingup"
     """dm_control suite task as domain-task [paper 4.1 has six], or your own FILE.py:Class [ours]"""
-    teacher: FileOrName = "expert"
-    """expert, mid, PATH.pt, FILE.py:Class, recorded FILE.npz, or none where the row needs no teacher [paper 4.2]"""
+    teacher: str = "expert"
+    """expert, mid, PATH.pt, FILE.py:Class, recorded FILE.npz, or none if the method needs no teacher [paper 4.2]"""
     num_cycles: PositiveInt = 4
     """deployments N; the paper has 4 and 8 [paper A.2]"""
     seed: NonNegativeInt = 1
-    """seed of everything but the demonstrations, which have their teacher's [ours]"""
+    """random seed; the demonstrations are seeded by their teacher [ours]"""
     scale: PositiveFloat = 1.0
     """fraction of the paper's actor and learner steps, demonstrations (at least 100) and critic steps [ours]"""
     actor_steps: PositiveInt | None = None
@@ -66,8 +66,6 @@ class Args:
     """demonstrations; default 1,000 x scale, at least 100 [paper 4.2; the minimum is ours]"""
     demo_sigma: NonNegativeFloat = 0.3
     """exploration noise in the demonstrations, as wherever an agent acts; 0 for none [paper A.2, Acme]"""
-    demo_dir: str = "demos"
-    """folder where demonstrations are cached [ours]"""
     demos_in_replay: bool = False
     """add the demonstrations to the growing batch as batch 0; the paper's union starts at D_1 [ours]"""
     bc_steps: NonNegativeInt = 30_000
@@ -77,20 +75,20 @@ class Args:
     critic_steps: NonNegativeInt | None = None
     """critic-evaluation steps on the demonstrations, 0 to skip; default 100,000 x scale, at least 10,000 [ours]"""
     buffer_size: PositiveInt = 10_000_000
-    """most transitions the replay may hold; nothing is evicted [paper A.2]"""
+    """transitions that the replay may hold; nothing is evicted, a run that needs more is refused [paper A.2]"""
     batch_size: PositiveInt = 256
     """transitions per update [paper A.2]"""
     learning_rate: PositiveFloat = 1e-4
     """Adam's step size for both networks [paper A.2, printed 1x10^4]"""
-    gamma: typing.Annotated[float, Range(0, 1)] = 0.99
+    gamma: launch.Fraction = 0.99
     """discount per step [Acme]"""
     n_step: PositiveInt = 5
     """steps of return before the bootstrap [paper A.2]"""
     num_atoms: PositiveInt = 51
     """atoms of the categorical critic [paper A.2]"""
-    v_min: float = -150.0
+    v_min: launch.FiniteFloat = -150.0
     """lowest atom [paper A.2]"""
-    v_max: float = 150.0
+    v_max: launch.FiniteFloat = 150.0
     """highest atom [paper A.2]"""
     sigma: NonNegativeFloat = 0.3
     """standard deviation of the exploration noise; the paper prints N(0, 3) [Acme]"""
@@ -102,71 +100,10 @@ class Args:
     """clip of each sample's action-gradient norm, inf to switch off [Acme]"""
     eval_every: PositiveInt = 100
     """learner steps between evaluations and lines of metrics [paper 4.2]"""
-    eval_episodes: typing.Annotated[int, Range(0, 10)] = 1
+    eval_episodes: launch.UpToTen = 1
     """noise-free episodes per evaluation, up to 10; 0 for no evaluations [ours]"""
     report_episodes: PositiveInt = 20
     """noise-free episodes for each cycle's line in the report [ours]"""
-    deploy: typing.Literal["here", "elsewhere"] = "here"
-    """in the simulator, or by somebody else, for whom the run stops before each deployment [ours]"""
-    annotate: typing.Literal["here", "elsewhere"] = "here"
-    """by the teacher itself, or by somebody else, for whom the run stops after each deployment [ours]"""
-    annotate_fraction: typing.Annotated[float, Range(0, 1, above=True)] = 1.0
-    """share of the collected states that are annotated elsewhere [ours]"""
-    keep_every: PositiveInt = 1
-    """cycles between kept batches, policies and checkpoints; raise it for thousands of cycles [ours]"""
-    checkpoint_every: PositiveInt = 5_000
-    """steps between checkpoints inside a cycle [ours]"""
-    pretrained: str | None = None
-    """folder of a run whose clone and critic to start from instead of making the very same again [ours]"""
-    run_dir: str | None = None
-    """the run's folder: started there, or continued if it holds a run; default runs/... [ours]"""
-    resume: str | None = None
-    """folder of a run to continue exactly, with its own flags [ours]"""
-    accept_changes: bool = False
-    """continue a run although its code or packages have changed; the report says so [ours]"""
-    num_workers: NonNegativeInt = 2
-    """processes for deployment and evaluation, 0 for none; the data is the same for any number [ours]"""
-    ray_address: str | None = None
-    """address of a Ray cluster that runs the episodes, or "auto" for this machine's; default: processes here [ours]"""
-    torch_threads: PositiveInt = 1
-    """threads of the learner; another number gives other last bits [ours]"""
-    torch_deterministic: bool = True
-    """use deterministic algorithms only [CleanRL]"""
-    cuda: bool = True
-    """learn on the GPU if there is one [CleanRL]"""
-    compile: bool = False
-    """compile the update with torch.compile [ours]"""
-    track: bool = False
-    """mirror the metrics to wandb [CleanRL]"""
-    wandb_project_name: str = "growing-batch-rl"
-    """wandb project [ours]"""
-    wandb_entity: str | None = None
-    """wandb entity [CleanRL]"""
-    capture_video: bool = False
-    """film one episode of each kept policy [CleanRL]"""
-
-
-# The columns of metrics.csv behind its clocks; what a row never logs stays empty.
-METRICS = (
-    "eval/episodic_return",  # noise-free return of the online policy, in environments and with seeds of their own
-    "deploy/episodic_return",  # mean return of the cycle's deployed episodes, with exploration noise
-    "teacher/episodic_return",  # the teacher's mean noise-free return on the report's start seeds
-    "losses/bc_loss",  # ||pi(s) - a*||^2, summed over action dimensions, mean over the batch
-    "losses/critic_evaluation_loss",  # as critic_loss, while the critic learns the clone's values from demonstrations
-    "losses/critic_loss",  # cross-entropy between the projected n-step target and Z(s, a)
-    "losses/policy_loss",  # the value of the row's objective, not of the surrogate that is differentiated
-    "losses/q_value",  # mean Q(s, pi(s)) over the batch
-    "losses/overestimation",  # mean Q(s0, pi(s0)) minus what pi's deployment got: the paper's explanation of the dip
-    "teacher/dqda_cosine",  # between the student's and the teacher's dQ/da: how well the critic knows where to move
-    "charts/SPS",  # environment steps per second
-    "charts/UPS",  # updates per second
-)
-# Readings of the paper that can be changed: where one isn't the default, it shows in the row's name.
-READINGS = ("demo_sigma", "sigma", "demos_in_replay", "dqda_clip")
-# Flags that have no part in cloning and critic evaluation: --pretrained may come from a run where they differ.
-AFTER_PRETRAINING = ("num_cycles", "scale", "actor_steps", "learner_steps", "samples_per_insert", "demos_in_replay")
-AFTER_PRETRAINING += ("buffer_size", "sigma", "dqda_clip", "eval_every", "eval_episodes", "keep_every", "compile")
-AFTER_PRETRAINING += ("deploy", "annotate", "annotate_fraction")
 
 
 def resolve(args: Args, env: EnvSpec) -> Args:
@@ -179,7 +116,8 @@ def resolve(args: Args, env: EnvSpec) -> Args:
     args.demo_episodes = args.demo_episodes or max(100, round(1_000 * args.scale))
     if args.critic_steps is None:
         args.critic_steps = max(10_000, round(100_000 * args.scale))
-    launch.check_elsewhere(args, env, NEEDS)
+    for flag, value in own_defaults(args).items():
+        setattr(args, flag, value)
     if args.demos_in_replay and args.teacher == "none":
         raise UserError("--demos-in-replay needs a teacher whose demonstrations they are.")
     num_episodes = args.actor_steps // env.episode_length
@@ -194,7 +132,7 @@ def resolve(args: Args, env: EnvSpec) -> Args:
 
 
 def capacity(args: Args, env: EnvSpec) -> int:
-    """Most transitions that the growing batch can come to hold: the budget is used up by whole episodes."""
+    """Upper bound on the replay's size; the last episode may overshoot the budget."""
     return args.actor_steps + env.episode_length - 1 + args.demos_in_replay * args.demo_episodes * env.episode_length
 
 
@@ -259,9 +197,10 @@ class Critic(nn.Module):
 
 
 class Agent:
-    """The student: networks, targets, the policies it may be held to, and optimisers. All of it is in a checkpoint."""
+    """Networks, targets, the policies it may be held to, optimisers and sampler. A checkpoint holds all of it."""
 
     def __init__(self, args: Args, env: EnvSpec, device: torch.device) -> None:
+        torch.manual_seed(rollouts.stream_seed(args.seed, rollouts.WEIGHTS))
         self.policy = Policy(env.obs_size, env.action_size).to(device)
         self.critic = Critic(env.obs_size, env.action_size, args.num_atoms, args.v_min, args.v_max).to(device)
         self.target_policy, self.target_critic = copy.deepcopy(self.policy), copy.deepcopy(self.critic)
@@ -272,6 +211,7 @@ class Agent:
         self.bc_optimizer = torch.optim.Adam(self.policy.parameters(), args.bc_learning_rate, fused=True)
         self.policy_optimizer = torch.optim.Adam(self.policy.parameters(), args.learning_rate, fused=True)
         self.critic_optimizer = torch.optim.Adam(self.critic.parameters(), args.learning_rate, fused=True)
+        self.sampler = torch.Generator(device).manual_seed(rollouts.stream_seed(args.seed, rollouts.SAMPLING))
 
     def copy_targets(self) -> None:
         """Copy both networks into their targets."""
@@ -313,7 +253,7 @@ def critic_loss(critic: Critic, target_policy: Policy, target_critic: Critic, ba
 def action_gradient(
     critic: Critic, obs: torch.Tensor, action: torch.Tensor, clip: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Q(s, a), (B,), and dQ/da, (B, action_size), each sample's scaled down to norm <= clip; neither has a graph."""
+    """Q(s, a), (B,), and dQ/da, (B, action_size), each sample's scaled down to norm <= clip; both detached."""
     q = critic.q_value(obs, action)
     return q.detach(), clip_norm(torch.autograd.grad(q.sum(), action)[0], clip)
 
@@ -324,7 +264,7 @@ def clip_norm(vectors: torch.Tensor, clip: float) -> torch.Tensor:
 
 
 class Progress(typing.NamedTuple):
-    """How far learning is, as 0-dim tensors in [0, 1): n / T over all cycles, and the same within this cycle."""
+    """Fraction of learner steps done, over all cycles and in this one; tensors, so compiled code isn't recompiled."""
 
     total: torch.Tensor
     cycle: torch.Tensor
@@ -333,19 +273,20 @@ class Progress(typing.NamedTuple):
 # ======== what is this script's own: the teacher's part in it
 
 NEEDS = "demonstrations"  # of a teacher: nothing, demonstrations, actions or action_gradients
-METRICS += ("teacher/alpha", "teacher/distance")  # alpha; mean ||anchor - pi(s)||^2
-READINGS += ("bc_weight", "alpha_form", "alpha_per_cycle")
-AFTER_PRETRAINING += ("method", "bc_weight", "decay_rate", "alpha_form", "alpha_per_cycle")
 
 
-def row(args: Args) -> str:
-    """The name of what these flags run."""
-    name = "bc_reg" if args.method == "bc_reg" else f"{args.method}:{args.decay_rate:g}"
-    return launch.row_name(name, args, READINGS)
+def method(args: Args) -> str:
+    """The method's name. Flags that it doesn't say and that aren't the default follow in the run's name."""
+    return "bc_reg" if args.method == "bc_reg" else f"{args.method}:{args.decay_rate:g}"
+
+
+def own_defaults(args: Args) -> dict[str, float]:
+    """Flags of this script whose defaults depend on others: none."""
+    return {}
 
 
 def queries(args: Args, replay: Replay, learner_steps: int) -> dict[str, int]:
-    """How much the teacher was asked in so many learner steps."""
+    """How often annotations and learning asked the teacher, in so many learner steps."""
     return {"states_annotated": 0, "gradients_asked": 0}  # its only help is the demonstrations
 
 
@@ -372,7 +313,7 @@ def policy_loss(
     """Equation 3: -Q + lambda ||pi_0 - pi||^2, or 4 and 5: -(1 - alpha) Q + alpha ||anchor - pi||^2.
 
     Returns:
-        A 0-dim loss whose gradient is the row's policy gradient, and 0-dim metrics.
+        A 0-dim loss whose gradient is the method's policy gradient, and 0-dim metrics.
     """
     action = policy(batch["obs"])
     q, dqda = action_gradient(critic, batch["obs"], action, args.dqda_clip)
@@ -393,44 +334,41 @@ def policy_loss(
 def compute_gradients(
     args: Args, agent: Agent, teacher: Teacher | None, batch: Batch, progress: Progress
 ) -> dict[str, torch.Tensor]:
-    """Both losses' gradients at the same parameters and batch; returns metrics. This is what `--compile` compiles."""
+    """Both losses' gradients at the same parameters and batch; returns metrics. `--compile` compiles this function."""
     value_loss = critic_loss(agent.critic, agent.target_policy, agent.target_critic, batch)
     loss, metrics = policy_loss(args, agent.policy, agent.critic, teacher, batch, progress)
     (value_loss + loss).backward()  # neither loss reaches the other's network, so each gets its own gradient
     return {name: value.detach() for name, value in (metrics | {"losses/critic_loss": value_loss}).items()}
 
 
-def optimizer_step(network: nn.Module, optimizer: torch.optim.Adam, max_grad_norm: float) -> torch.Tensor:
-    """Clip the gradient's global norm and take one step; returns the norm before clipping, 0-dim."""
-    norm = nn.utils.clip_grad_norm_(network.parameters(), max_grad_norm)
+def optimizer_step(network: nn.Module, optimizer: torch.optim.Adam, max_grad_norm: float) -> None:
+    """Clip the gradient's global norm and take one step."""
+    nn.utils.clip_grad_norm_(network.parameters(), max_grad_norm)
     optimizer.step()
     optimizer.zero_grad()
-    return norm
 
 
-def clone(args: Args, agent: Agent, demos: Replay, sampler: torch.Generator, run: Run) -> None:
-    """Behaviour cloning (section 3.2): minimise ||pi(s) - a*||^2, a* what the teacher meant to do. Gives pi_0."""
+def clone(args: Args, agent: Agent, demos: Replay, run: Run) -> None:
+    """Behaviour cloning (section 3.2): minimise ||pi(s) - a*||^2 for the teacher's action a* without noise."""
     for step in run.steps(0, args.bc_steps, "cloning"):
         agent.bc_optimizer.param_groups[0]["lr"] = args.bc_learning_rate * (1 - step / args.bc_steps)
-        batch = demos.sample(args.batch_size, sampler)
+        batch = demos.sample(args.batch_size, agent.sampler)
         loss = (agent.policy(batch["obs"]) - batch["teacher_action"]).square().sum(-1).mean()
         loss.backward()
-        norm = optimizer_step(agent.policy, agent.bc_optimizer, args.max_grad_norm)
-        run.watch(loss.detach() + norm, step)
+        optimizer_step(agent.policy, agent.bc_optimizer, args.max_grad_norm)
         if (step + 1) % 1_000 == 0:
             run.log(step + 1, {"losses/bc_loss": loss.detach()})
     for policy in (agent.bc_policy, agent.previous_policy, agent.target_policy):
         policy.load_state_dict(agent.policy.state_dict())
 
 
-def pretrain_critic(args: Args, agent: Agent, demos: Replay, sampler: torch.Generator, run: Run) -> None:
+def pretrain_critic(args: Args, agent: Agent, demos: Replay, run: Run) -> None:
     """Policy evaluation of pi_0 on the demonstrations (section 3.2): equation 2 with pi_0 as the target policy."""
     for step in run.steps(args.bc_steps, args.bc_steps + args.critic_steps, "critic evaluation"):
-        batch = demos.sample(args.batch_size, sampler)
+        batch = demos.sample(args.batch_size, agent.sampler)
         loss = critic_loss(agent.critic, agent.target_policy, agent.target_critic, batch)
         loss.backward()
-        norm = optimizer_step(agent.critic, agent.critic_optimizer, args.max_grad_norm)
-        run.watch(loss.detach() + norm, step)
+        optimizer_step(agent.critic, agent.critic_optimizer, args.max_grad_norm)
         done = step + 1 - args.bc_steps
         if done % args.target_period == 0:
             agent.copy_targets()
@@ -440,70 +378,62 @@ def pretrain_critic(args: Args, agent: Agent, demos: Replay, sampler: torch.Gene
 
 
 def learn(
-    args: Args, agent: Agent, teacher: Teacher | None, replay: Replay, sampler: torch.Generator, run: Run,
-    compute: Callable, first: int, last: int,
+    args: Args, agent: Agent, teacher: Teacher | None, replay: Replay, run: Run, gradients: Callable,
+    first: int, last: int,
 ) -> None:  # fmt: skip
-    """A cycle's learner steps, `first` to `last` - 1, on all batches so far. Only log points wait for the device."""
+    """Learner steps `first` to `last` - 1, on all batches so far. No GPU synchronisation except when logging."""
     for n in run.steps(first, last, "learning"):
-        batch = replay.sample(args.batch_size, sampler)
+        batch = replay.sample(args.batch_size, agent.sampler)
         fractions = n / args.learner_steps, (n - first) / (last - first)
-        progress = Progress(*(torch.full((), fraction, device=sampler.device) for fraction in fractions))
-        metrics = compute(args, agent, teacher, batch, progress)
-        norm = optimizer_step(agent.critic, agent.critic_optimizer, args.max_grad_norm)
-        norm = norm + optimizer_step(agent.policy, agent.policy_optimizer, args.max_grad_norm)
-        run.watch(norm + metrics["losses/critic_loss"] + metrics["losses/policy_loss"], n)
+        progress = Progress(*(torch.full((), fraction, device=agent.sampler.device) for fraction in fractions))
+        metrics = gradients(args, agent, teacher, batch, progress)
+        optimizer_step(agent.critic, agent.critic_optimizer, args.max_grad_norm)
+        optimizer_step(agent.policy, agent.policy_optimizer, args.max_grad_norm)
         if (n + 1) % args.target_period == 0:
             agent.copy_targets()
         if (n + 1) % args.eval_every == 0 or n + 1 == args.learner_steps:
-            # The line waits in a queue until its evaluation, which runs beside learning, is there.
-            run.log(n + 1, metrics | {"charts/UPS": run.updates_per_second}, evaluate=agent.policy)
+            run.log(n + 1, metrics, evaluate=agent.policy)
 
 
-def overestimation(agent: Agent, episodes: list[Episode], gamma: float, device: torch.device) -> float:
-    """Mean of Q(s0, pi(s0)) minus the discounted return that the deployment of that policy got from s0."""
-    obs = torch.from_numpy(np.stack([episode.obs[0] for episode in episodes])).to(device)
-    with torch.no_grad():
-        q = agent.critic.q_value(obs, agent.policy(obs)).mean().item()
-    return q - float(np.mean([episode.discounted_return(gamma) for episode in episodes]))
+def diagnose(args: Args, agent: Agent, teacher: Teacher | None, episodes: list[Episode]) -> dict[str, float]:
+    """What a deployment of pi_{k-1} says about it and its critic.
 
-
-def dqda_cosine(agent: Agent, teacher: Teacher, episodes: list[Episode], device: torch.device) -> float:
-    """Cosine between the student's and the teacher's dQ/da at a = pi(s), a mean weighted by the teacher's norm.
-
-    It is taken on up to 4,096 deployed states, evenly spread over all: how well the critic knows where to move.
+    `losses/overestimation`, the paper's explanation of the dip: mean Q(s0, pi(s0)) minus the discounted return from s0.
+    `teacher/dqda_cosine`, how well the critic knows where to move: the cosine between the student's and the teacher's
+    dQ/da at a = pi(s) on up to 4,096 states, evenly spread, a mean weighted by the norm of the teacher's.
     """
-    states = np.concatenate([episode.obs[:-1] for episode in episodes])
-    obs = torch.from_numpy(states[:: -(-len(states) // 4096)]).to(device)
-    action = agent.policy(obs).detach().requires_grad_()
-    student = torch.autograd.grad(agent.critic.q_value(obs, action).sum(), action)[0]
-    guidance = teacher.action_gradient(obs, action.detach())
-    weight = guidance.norm(dim=-1)
-    return ((weight * F.cosine_similarity(student, guidance, dim=-1)).sum() / weight.sum().clamp(min=1e-12)).item()
+    starts = torch.from_numpy(np.stack([episode.obs[0] for episode in episodes])).to(agent.sampler.device)
+    with torch.no_grad():
+        q = agent.critic.q_value(starts, agent.policy(starts)).mean().item()
+    discounted = float(np.mean([episode.discounted_return(args.gamma) for episode in episodes]))
+    metrics = {"deploy/episodic_return": np.mean([episode.episodic_return for episode in episodes])}
+    metrics["losses/overestimation"] = q - discounted
+    if teacher is not None and teacher.gives_gradients:
+        states = np.concatenate([episode.obs[:-1] for episode in episodes])
+        obs = torch.from_numpy(states[:: -(-len(states) // 4096)]).to(agent.sampler.device)
+        action = agent.policy(obs).detach().requires_grad_()
+        student = torch.autograd.grad(agent.critic.q_value(obs, action).sum(), action)[0]
+        guidance = teacher.action_gradient(obs, action.detach())
+        weight = guidance.norm(dim=-1)
+        cosine = (weight * F.cosine_similarity(student, guidance, dim=-1)).sum() / weight.sum().clamp(min=1e-12)
+        metrics |= {"teacher/dqda_cosine": cosine, "teacher/diagnosis_queries": len(obs)}
+    return metrics
 
 
 # ======== algorithm 1
 
 
 def main(args: Args) -> Path:
-    """Clone, evaluate the clone, then deploy and learn for every cycle; returns the run's folder.
-
-    A continued run goes through the same lines as a new one: `run.cycle` and `run.step` say how far it was, `run.steps`
-    counts on from there, and batches that were deployed are read back.
-    """
-    args = launch.checked(args)
-    env = envs.spec(args.env_id)
-    args = resolve(args, env)
-    device = launch.configure_torch(args)
-    needs = "demonstrations" if args.annotate == "elsewhere" else NEEDS
-    teacher = teachers.load(args.teacher, env, needs, device)
-    with Run(args, row(args), env, teacher, METRICS, AFTER_PRETRAINING, __file__) as run:
-        torch.manual_seed(rollouts.stream_seed(args.seed, rollouts.WEIGHTS))
+    """Algorithm 1; returns the run's folder. A continued run comes in again at `run.cycle` and `run.step`."""
+    args, env, device, teacher = launch.setup(args, resolve, NEEDS)
+    with Run(args, launch.run_name(args, env, method, resolve), env, teacher, __file__) as run:
         agent = Agent(args, env, device)
-        sampler = torch.Generator(device).manual_seed(rollouts.stream_seed(args.seed, rollouts.SAMPLING))
         sizes = (env.obs_size, env.action_size, args.n_step, args.gamma, device)
         replay = Replay(capacity(args, env), *sizes)
-        compute = launch.compiled(compute_gradients, device, run.timed) if args.compile else compute_gradients
-        run.restore(**vars(agent), sampler=sampler)
+        gradients = launch.compiled(compute_gradients, device) if args.compile else compute_gradients
+        if args.demos_in_replay:
+            replay.append(*run.demonstrations())
+        run.restore(agent, replay)  # with the batches of past cycles
 
         # ---- cycle 0: clone the teacher, then let the critic learn the clone's values (section 3.2)
         if run.cycle == 0:
@@ -511,35 +441,26 @@ def main(args: Args) -> Path:
                 demos = Replay(args.demo_episodes * env.episode_length, *sizes)
                 demos.append(*run.demonstrations())
                 demos.annotate("teacher_action", teacher.action)  # a*, where the executed action has noise
-                clone(args, agent, demos, sampler, run)
-                pretrain_critic(args, agent, demos, sampler, run)
+                clone(args, agent, demos, run)
+                pretrain_critic(args, agent, demos, run)
                 del demos
-                run.log(args.bc_steps + args.critic_steps, {"teacher/episodic_return": run.score_teacher()})
-            run.next_cycle(agent.policy, agent.critic)
-        if args.demos_in_replay:
-            replay.append(*run.demonstrations())
+                run.log(args.bc_steps + args.critic_steps, run.score_teacher())
+            run.end_cycle(agent.policy, agent.critic)
 
         # ---- cycles 1 to N: deploy a fixed policy, then learn from all batches so far (algorithm 1)
-        for cycle in range(1, args.num_cycles + 1):
+        for cycle in range(run.cycle, args.num_cycles + 1):
             first = learned_after(args, run.actor_step)
-            # Deployed is pi_{k-1}: where a cycle is continued and its batch is lost, `agent.policy` has moved on.
-            due = deployed_after(args, env, cycle)
-            episodes, annotations = run.deploy(cycle, agent.previous_policy, args.sigma, due)
+            # Deploy previous_policy: in a run that is resumed mid-cycle, `policy` has already been updated.
+            episodes, annotations = run.deploy(agent.previous_policy, args.sigma, deployed_after(args, env, cycle))
             replay.append(episodes, annotations)
-            if cycle < run.cycle:  # learned from before this run was continued
-                continue
             with run.timed("annotating"):
                 annotate(args, replay, agent.bc_policy, agent.previous_policy, teacher)
-            if run.step == first:
-                values = {"deploy/episodic_return": np.mean([episode.episodic_return for episode in episodes])}
-                values |= {"losses/overestimation": overestimation(agent, episodes, args.gamma, device)}
-                if teacher is not None and teacher.gives_gradients:
-                    values |= {"teacher/dqda_cosine": dqda_cosine(agent, teacher, episodes, device)}
-                run.log(first, values | {"charts/SPS": run.sps}, evaluate=agent.policy if cycle == 1 else None)
-            last = learned_after(args, run.actor_step)
-            learn(args, agent, teacher, replay, sampler, run, compute, first, last)
+            if run.step == first:  # else this line was written before the run was resumed
+                found = diagnose(args, agent, teacher, episodes)
+                run.log(first, found, evaluate=agent.policy if cycle == 1 else None)
+            learn(args, agent, teacher, replay, run, gradients, first, learned_after(args, run.actor_step))
             agent.previous_policy.load_state_dict(agent.policy.state_dict())
-            run.next_cycle(agent.policy, agent.critic)
+            run.end_cycle(agent.policy, agent.critic)
         return run.report(**queries(args, replay, run.step))
 
 

@@ -72,7 +72,7 @@ def kill_somewhere(child: multiprocessing.Process, run_dir: Path, rng: random.Ra
 
 def place(run_dir: Path, num_cycles: int) -> str:
     """Where a run was at its last checkpoint, in words."""
-    for name in ("checkpoint.pt", "checkpoint_previous.pt"):
+    for name in ("checkpoint.pt",):
         try:
             content = files.load_torch(run_dir / name, "checkpoint")
         except UserError:

@@ -81,7 +81,7 @@ class Ship:
         metadata = content["metadata"] | {"tier": self.tier}
         metadata |= {"score": returned["mean"], "score_episodes": returned["episodes"]}
         files.save_torch(path, content | {"metadata": metadata})
-        rows = [row for row in report.read_metrics(self.run_dir / "metrics.csv") if "eval/episodic_return" in row]
+        rows = [row for row in report.read_metrics(self.run_dir / "metrics.jsonl") if "eval/episodic_return" in row]
         lines = [{"env_steps": int(row["actor_step"]), "return": row["eval/episodic_return"]} for row in rows]
         write_csv(RESULTS / f"{content['env_id']}.csv", lines)
         save_manifest(load_manifest() | {path.name: entry(path, returned)})
@@ -134,7 +134,7 @@ class Clones:
         lines = []
         for folder in jobs:
             content = files.load_json(folder / "report.json", "report")
-            rows = report.read_metrics(folder / "metrics.csv")
+            rows = report.read_metrics(folder / "metrics.jsonl")
             teacher, clone = content["teacher"]["return"]["mean"], content["clone"]["return"]["mean"]
             loss = next(row["losses/bc_loss"] for row in reversed(rows) if "losses/bc_loss" in row)
             lines.append({"teacher": folder.name, "teacher_return": teacher, "clone_return": clone})

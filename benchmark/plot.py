@@ -1,7 +1,7 @@
 """Average finished runs: learning curves as in the paper's figures 4-7, and statistics over runs and tasks.
 
     python benchmark/plot.py runs/* --output figures
-    python benchmark/plot.py benchmark/results/campaign --paper --output figures
+    python benchmark/plot.py study/results/campaign --paper --output figures
     python benchmark/plot.py --alpha
 
 A run is given as its folder, as the small file that sweep.py keeps of it, or as a folder of such files. Runs of other

@@ -79,10 +79,10 @@ def extract(folder: Path) -> dict[str, Any]:
     arguments = files.load_json(folder / "args.json", "arguments")
     versions = files.load_json(folder / "versions.json", "versions")
     content = files.load_json(folder / "report.json", "report")
-    lines = report.read_metrics(folder / "metrics.csv")
+    lines = report.read_metrics(folder / "metrics.jsonl")
     steps, returns = report.curve(lines)
     if len(steps) == 0:
-        raise UserError(f"{folder} has no evaluations in its metrics.csv, so it has no curve.")
+        raise UserError(f"{folder} has no evaluations in its metrics.jsonl, so it has no curve.")
     deployments = [{k: line[k] for k in DEPLOYMENT if k in line} for line in lines if "deploy/episodic_return" in line]
     last = files.load_torch(sorted(folder.glob("cycle_*/snapshot.pt"))[-1], "snapshot")
     return {
@@ -106,7 +106,8 @@ def load(path: Path) -> Run:
     try:
         content = extract(path) if path.suffix != ".json" else json.loads(path.read_text())
         resolved, summary, curve = (content[name] for name in ("resolved", "report", "curve"))
-        key = (summary["row"], *(resolved[name] for name in ("env_id", "seed", "teacher", "num_cycles")))
+        name = summary.get("name") or summary["row"]  # as it was called until November 2026
+        key = (name, *(resolved[name] for name in ("env_id", "seed", "teacher", "num_cycles")))
         budget = Budget(resolved["actor_steps"], resolved["learner_steps"])
         return Run(*key, budget, np.array(curve["learner_step"]), np.array(curve["return"]), summary, resolved)
     except UserError:

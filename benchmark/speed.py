@@ -8,7 +8,6 @@ the product are timed in turns, so that a machine whose speed drifts treats them
 is random.
 """
 
-import contextlib
 import copy
 import statistics
 import sys
@@ -33,7 +32,6 @@ from common import launch, snapshots
 from common.envs import EnvSpec
 from common.replay import Replay
 from common.rollouts import Episode
-from common.run import Run
 
 WALKER = EnvSpec("walker-run", 24, 6, 1000)
 ROWS = [f"{name}:1" if row.decays else name for name, row in methods.METHODS.items()]
@@ -53,13 +51,6 @@ class Args:
     """threads of the learner"""
     cuda: bool = False
     """time on the GPU"""
-
-
-class Watcher:
-    """`Run.watch` without a run."""
-
-    _bad_step: torch.Tensor | None = None
-    watch = Run.watch
 
 
 def filled(transitions: int, device: torch.device) -> Replay:
@@ -94,18 +85,17 @@ def make_step(row: str, replay: Replay, device: torch.device, compiled: bool) ->
     agent = script.Agent(args, WALKER, device)
     teacher = make_teacher(device)
     script.annotate(args, replay, agent.bc_policy, agent.previous_policy, teacher)
-    sampler, watcher, count = torch.Generator(device).manual_seed(0), Watcher(), [0]
+    sampler, count = torch.Generator(device).manual_seed(0), [0]
     compute = script.compute_gradients
     if compiled:
-        compute = launch.compiled(compute, device, lambda what: contextlib.nullcontext())
+        compute = launch.compiled(compute, device)
 
     def step() -> None:
         batch = replay.sample(args.batch_size, sampler)
         progress = script.Progress(*(torch.full((), 0.5, device=device) for _ in range(2)))
-        metrics = compute(args, agent, teacher, batch, progress)
-        norm = script.optimizer_step(agent.critic, agent.critic_optimizer, args.max_grad_norm)
-        norm = norm + script.optimizer_step(agent.policy, agent.policy_optimizer, args.max_grad_norm)
-        watcher.watch(norm + metrics["losses/critic_loss"] + metrics["losses/policy_loss"], count[0])
+        compute(args, agent, teacher, batch, progress)
+        script.optimizer_step(agent.critic, agent.critic_optimizer, args.max_grad_norm)
+        script.optimizer_step(agent.policy, agent.policy_optimizer, args.max_grad_norm)
         count[0] += 1
         if count[0] % args.target_period == 0:
             agent.copy_targets()

@@ -79,7 +79,7 @@ def refuse_other(words: list[str], saved: dict[str, Any], where: Path) -> None:
     script, *flags = words
     module = importlib.import_module(Path(script).stem)
     args = launch.checked(tyro.cli(module.Args, args=flags))
-    if found := launch.difference(module.resolve(args, envs.spec(args.env_id)), saved):
+    if found := launch.difference(module.resolve(args, envs.spec(args.env_id)), saved, launch.FREE_FLAGS):
         flag, wanted, there = found
         raise UserError(f"{where} was run with {flag} {there}, not {wanted}; give another --output or --results.")
 
@@ -147,8 +147,8 @@ def processors(root: Path = Path("/")) -> int:
 
 
 def clone_of(name: str) -> str:
-    """The method that makes the clone of `name`: bc, with those options of `name` that its clone depends on."""
-    cloning = vars(gbrl_d4pg.Args()).keys() - set(gbrl_d4pg.AFTER_PRETRAINING)
+    """The method that makes the clone of `name`: bc, with those options of `name` that `--pretrained` compares."""
+    cloning = vars(gbrl_d4pg.Args()).keys() - launch.INHERITED - launch.CYCLES_AND_BUDGET
     options = name.split(",")[1:]
     return ",".join(["bc", *(o for o in options if o.partition(":")[0].replace("-", "_") in cloning)])
 

@@ -10,4 +10,4 @@ class Waiting(Exception):
 
 
 class Interrupted(Exception):
-    """SIGINT or SIGTERM arrived; everything that a later `--resume` needs is on the disk."""
+    """A signal arrived; everything that a later `--resume` needs is on the disk."""

@@ -16,6 +16,7 @@ import torch
 
 from common import UserError, Waiting, files, recorded, rollouts
 from common.envs import EnvSpec
+from common.replay import ANNOTATE_CHUNK
 from common.rollouts import Episode
 
 EPISODES, STATES, ANNOTATIONS, TAKEN = "episodes.npz", "states.npz", "annotations.npz", "annotated.npz"
@@ -64,12 +65,14 @@ def export(policy: torch.nn.Module, env: EnvSpec, path: Path) -> None:
 
 
 def annotated(
-    folder: Path, run_id: str, episodes: list[Episode], env: EnvSpec, fraction: float, stream: tuple[int, ...]
-) -> dict[str, np.ndarray]:
-    """What somebody else says of a batch's states: `teacher_action` (T, action_size) and `annotated` (T, 1), 1 or 0.
+    folder: Path, policy: torch.nn.Module | None, episodes: list[Episode], env: EnvSpec, fraction: float,
+    stream: tuple[int, ...],
+) -> dict[str, np.ndarray]:  # fmt: skip
+    """The teacher's actions for a batch's states, `teacher_action` (T, action_size), as they came from elsewhere.
 
     Args:
-        run_id: of the run, kept in `annotated.npz`: what was taken once isn't read from the answers again.
+        policy: the deployed policy. Its action stands in for a* in states that nobody annotated, so equations 6 and 7
+            need no mask. What was taken once is kept in `annotated.npz`, and None will do then.
         fraction: the share of the states that are asked about, drawn by `stream`.
 
     Raises:
@@ -77,10 +80,7 @@ def annotated(
         UserError: the answers aren't finite actions in [-1, 1], one for each state.
     """
     if (folder / TAKEN).exists():
-        columns = files.load_arrays(folder / TAKEN, "annotations")
-        if str(columns.pop("run")) != run_id:
-            raise UserError(f"annotations {folder / TAKEN} belong to another run.")
-        return columns
+        return files.load_arrays(folder / TAKEN, "annotations")
     obs = np.concatenate([episode.obs[:-1] for episode in episodes])
     rng = np.random.default_rng(np.random.SeedSequence([*stream]))
     index = np.sort(rng.permutation(len(obs))[: max(1, round(fraction * len(obs)))])
@@ -97,8 +97,10 @@ def annotated(
     if action is None or action.shape != expected or not (np.abs(action) <= 1 + 1e-6).all():
         got = "no such array" if action is None else f"shape {action.shape}" if action.shape != expected else "others"
         raise UserError(f"{path}: `action` must be {expected} numbers from -1 to 1, one line a state; it has {got}.")
-    columns = {"teacher_action": np.zeros((len(obs), env.action_size), np.float32)}
-    columns |= {"annotated": np.zeros((len(obs), 1), np.float32)}
-    columns["teacher_action"][index], columns["annotated"][index] = action, 1
-    files.save_arrays(folder / TAKEN, run=np.array(run_id), **columns)
-    return columns
+    with torch.no_grad():
+        device = next(policy.parameters()).device
+        chunks = torch.from_numpy(obs).to(device).split(ANNOTATE_CHUNK)
+        teacher_action = np.concatenate([policy(chunk).cpu().numpy() for chunk in chunks])
+    teacher_action[index] = action
+    files.save_arrays(folder / TAKEN, teacher_action=teacher_action)
+    return {"teacher_action": teacher_action}

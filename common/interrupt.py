@@ -1,6 +1,7 @@
-"""SIGINT and SIGTERM: what is being done is finished, then everything is saved, then the run ends."""
+"""SIGINT, SIGTERM, SIGUSR1 and SIGHUP: the step is finished, then everything is saved, then the run ends."""
 
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -9,15 +10,20 @@ from common import Interrupted
 
 
 class Interrupt:
-    """Takes the two signals while a run lasts. `message` says how to go on."""
+    """Takes these signals while a run lasts. `message` says how to go on."""
 
     def __init__(self, message: str) -> None:
         """Take over nothing yet."""
         self._message, self._number, self._busy = message, 0, False
 
     def start(self) -> None:
-        """Take over the signals."""
-        self._handlers = {n: signal.signal(n, self._on_signal) for n in (signal.SIGINT, signal.SIGTERM)}
+        """Take over the signals: SIGHUP unless it is ignored, as under nohup, and none outside the main thread."""
+        names = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")  # Windows lacks the last two
+        numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+        if threading.current_thread() is not threading.main_thread():
+            numbers = []
+        ignored = [n for n in numbers if n.name == "SIGHUP" and signal.getsignal(n) == signal.SIG_IGN]
+        self._handlers = {n: signal.signal(n, self._on_signal) for n in numbers if n not in ignored}
 
     def stop(self) -> None:
         """Give them back."""

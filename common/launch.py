@@ -4,9 +4,9 @@ The types of a script's flags say which numbers they take, so a flag is checked 
 `sigma: NonNegativeFloat = 0.3`.
 """
 
+import contextlib
 import copy
 import dataclasses
-import math
 import os
 import shlex
 import shutil
@@ -14,97 +14,159 @@ import signal
 import sys
 import time
 import typing
-from collections.abc import Callable, Collection
-from contextlib import AbstractContextManager
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
+import numpy as np
+import pydantic
 import torch
 import tyro
 from tqdm import tqdm
 
-from common import Interrupted, UserError, Waiting, files, foreign
+from common import Interrupted, UserError, Waiting, envs, files, teachers
 from common.envs import EnvSpec
+from common.teachers import Teacher
+
+Finite = pydantic.Field(allow_inf_nan=False)
+FiniteFloat = pydantic.FiniteFloat
+PositiveInt = Annotated[int, pydantic.Field(gt=0)]
+NonNegativeInt = Annotated[int, pydantic.Field(ge=0)]
+UpToTen = Annotated[int, pydantic.Field(ge=0, le=10)]
+PositiveFloat = Annotated[float, pydantic.Field(gt=0), Finite]
+NonNegativeFloat = Annotated[float, pydantic.Field(ge=0), Finite]
+PositiveOrInf = Annotated[float, pydantic.Field(gt=0)]
+Fraction = Annotated[float, pydantic.Field(ge=0, le=1)]
+PositiveFraction = Annotated[float, pydantic.Field(gt=0, le=1)]
 
 
-class Range(NamedTuple):
-    """The numbers that a flag takes: low to high, `low` itself unless `above`, and no infinity unless `inf`."""
+@dataclass
+class RunArgs:
+    """The flags that have no part in the algorithm. Each help text ends with the source of its default."""
 
-    low: float = -math.inf
-    high: float = math.inf
-    above: bool = False
-    inf: bool = False
+    demo_dir: str = "demos"
+    """folder where demonstrations are cached [ours]"""
+    deploy: typing.Literal["here", "elsewhere"] = "here"
+    """elsewhere: export the policy, then stop until episodes.npz is there [ours]"""
+    annotate: typing.Literal["here", "elsewhere"] = "here"
+    """elsewhere: write the deployed states, then stop until annotations.npz is there [ours]"""
+    annotate_fraction: PositiveFraction = 1.0
+    """share of the deployed states that are annotated elsewhere [ours]"""
+    keep_every: PositiveInt = 1
+    """cycles between kept policies and checkpoints; raise it for thousands of cycles [ours]"""
+    checkpoint_every: PositiveInt = 5_000
+    """steps between checkpoints inside a cycle [ours]"""
+    pretrained: str | None = None
+    """folder of a run whose clone and critic to start from instead of making the same ones again [ours]"""
+    run_dir: str | None = None
+    """the run's folder: started there, or continued if it holds a run; default runs/... [ours]"""
+    resume: str | None = None
+    """folder of a run to continue exactly, with its own flags [ours]"""
+    num_workers: NonNegativeInt = 2
+    """processes for deployment and evaluation, 0 for none; the data is the same for any number [ours]"""
+    ray_address: str | None = None
+    """address of a Ray cluster that runs the episodes, or "auto" for this machine's; default: processes here [ours]"""
+    torch_threads: PositiveInt = 1
+    """threads of the learner; another number changes the last bits [ours]"""
+    torch_deterministic: bool = True
+    """use deterministic algorithms only [CleanRL]"""
+    cuda: bool = True
+    """learn on the GPU if there is one [CleanRL]"""
+    compile: bool = False
+    """compile the update with torch.compile [ours]"""
+    track: bool = False
+    """mirror the metrics to wandb [CleanRL]"""
+    wandb_project_name: str | None = None
+    """wandb project; default WANDB_PROJECT, else growing-batch-rl [ours]"""
+    wandb_entity: str | None = None
+    """wandb entity; default WANDB_ENTITY [CleanRL]"""
+    capture_video: bool = False
+    """film one episode of each kept policy [CleanRL]"""
 
-    def __contains__(self, value: float) -> bool:
-        inside = self.low < value <= self.high if self.above else self.low <= value <= self.high
-        return inside and (self.inf or math.isfinite(value))
 
-    def __str__(self) -> str:
-        lower = "" if self.low == -math.inf else f" above {self.low:g}" if self.above else f" from {self.low:g} on"
-        if self.high < math.inf:
-            lower = f" from {self.low:g} to {self.high:g}"
-        return f"a{' finite' * (not self.inf)} number{lower}"
-
-
-class Reference:
-    """Marks a flag that may name a file: PATH.pt, PATH.npz or FILE.py:Class."""
-
-
-FileOrName = Annotated[str, Reference]
-PositiveInt = Annotated[int, Range(0, above=True)]
-NonNegativeInt = Annotated[int, Range(0)]
-PositiveFloat = Annotated[float, Range(0, above=True)]
-NonNegativeFloat = Annotated[float, Range(0)]
-PositiveOrInf = Annotated[float, Range(0, above=True, inf=True)]
-
-
-def _marks(hint: Any) -> list[Any]:
-    """What a flag's type is annotated with, also inside `... | None`."""
-    inside = [mark for part in typing.get_args(hint) for mark in _marks(part)]
-    return [*getattr(hint, "__metadata__", ()), *inside]
+INHERITED = {field.name for field in dataclasses.fields(RunArgs)}
+# Inherited flags that don't change a run's result, so they may change when it is continued.
+FREE_FLAGS = INHERITED - {"deploy", "annotate", "annotate_fraction", "keep_every", "torch_threads", "compile", "cuda"}
+FREE_FLAGS -= {"torch_deterministic"}
+NOT_IN_COMMAND = ("run_dir", "resume", "pretrained")  # folders
+CYCLES_AND_BUDGET = {"num_cycles", "scale", "actor_steps", "learner_steps", "samples_per_insert"}
 
 
 def checked(args: Any) -> Any:
-    """The flags with absolute paths of the user's own files, so that a run goes on from any folder.
+    """A copy of the flags with plain Python values and absolute paths of the user's own files.
 
     Raises:
-        UserError: a number is outside the range that its flag's type states, or isn't finite.
+        UserError: a value isn't what its flag's type says.
     """
     args = copy.copy(args)
     for name, hint in typing.get_type_hints(type(args), include_extras=True).items():
-        value, marks = getattr(args, name), _marks(hint)
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            allowed = next((mark for mark in marks if isinstance(mark, Range)), Range())
-            if value not in allowed:
-                raise UserError(f"--{name.replace('_', '-')} must be {allowed}, not {value}.")
-        if Reference in marks and (value.endswith((".pt", ".npz")) or foreign.is_reference(value)):
-            setattr(args, name, str(Path(value).resolve()))
+        value = getattr(args, name)
+        value = value.item() if isinstance(value, np.generic) else str(value) if isinstance(value, Path) else value
+        try:
+            value = pydantic.TypeAdapter(hint).validate_python(value)
+        except pydantic.ValidationError as error:
+            reason = error.errors()[0]["msg"].replace("Input", "it")
+            raise UserError(f"--{name.replace('_', '-')} {value}: {reason}.") from None
+        if name in ("env_id", "teacher") and (value.endswith((".pt", ".npz")) or ".py:" in value):
+            value = str(Path(value).resolve())
+        setattr(args, name, value)
     return args
 
 
-def row_name(name: str, args: Any, readings: tuple[str, ...]) -> str:
-    """`name`, and behind it each of the flags `readings` that isn't the default."""
-    for field in dataclasses.fields(args):
-        value, flag = getattr(args, field.name), field.name.replace("_", "-")
-        if field.name in readings and value != field.default:
+def setup(args: Any, resolve: Callable, needs: str) -> tuple[Any, EnvSpec, torch.device, Teacher | None]:
+    """The checked and resolved flags, the task, the learner's device and the teacher.
+
+    Args:
+        resolve: the script's function that fills in flags that depend on others.
+        needs: what the script needs of a teacher: nothing, demonstrations, actions or action_gradients.
+
+    Raises:
+        UserError: a flag, the task or the teacher can't be used as asked.
+    """
+    args = checked(args)
+    env = envs.spec(args.env_id)
+    args = resolve(args, env)
+    if not env.simulated and args.deploy == "here":
+        raise UserError(f"--env-id {args.env_id} can't be simulated: --deploy elsewhere.")
+    if args.annotate == "elsewhere" and needs != "actions":
+        raise UserError("--annotate elsewhere is for methods that need the teacher's actions.")
+    if args.annotate == "here" and args.annotate_fraction < 1:
+        raise UserError("--annotate-fraction is for --annotate elsewhere; here the teacher annotates every state.")
+    device = configure_torch(args)
+    teacher = teachers.load(args.teacher, env, "demonstrations" if args.annotate == "elsewhere" else needs, device)
+    return args, env, device, teacher
+
+
+def run_name(args: Any, env: EnvSpec, method: Callable[[Any], str], resolve: Callable) -> str:
+    """The method's name and, behind commas, each flag that it doesn't say and that isn't the default.
+
+    A flag's default is what the script resolves at the same task, teacher, seed, cycles and budget. Inherited flags and
+    those that only measure (`eval_*`, `report_*`) are left out.
+    """
+    base, name = method(args), method(args)
+    fields = {field.name: field.default for field in dataclasses.fields(args)}
+    setting = {"env_id", "teacher", "seed", "num_cycles", "scale", "actor_steps", "learner_steps"}
+    said = {flag for flag, default in fields.items() if method(dataclasses.replace(args, **{flag: default})) != base}
+    if "method" in fields:
+        said.add("method")  # the default method's name, too, says it
+    same = {flag: getattr(args, flag) for flag in (setting | said) & fields.keys()}
+    default = resolve(type(args)(**same), env)
+    measuring = {flag for flag in fields if flag.startswith(("eval_", "report_"))}
+    for flag in fields:  # in the order of the script
+        value = getattr(args, flag)
+        if flag not in said | setting | measuring | INHERITED and value != getattr(default, flag):
+            text = flag.replace("_", "-")
             name += (
-                f",{flag}" if value is True else f",{flag}:{value:g}" if type(value) is float else f",{flag}:{value}"
+                f",{text}" if value is True else f",{text}:{value:g}" if type(value) is float else f",{text}:{value}"
             )
     return name
 
 
-# Flags that may change when a run is continued, because they don't change its result.
-FREE_FLAGS = {
-    "resume", "run_dir", "pretrained", "num_workers", "track", "wandb_project_name", "wandb_entity", "capture_video",
-    "demo_dir", "checkpoint_every", "ray_address", "accept_changes",
-}  # fmt: skip
-NOT_IN_COMMAND = ("run_dir", "resume", "pretrained", "accept_changes")  # folders, and a wish for one time
-
-
-def difference(args: Any, other: dict[str, Any], may_differ: Collection[str] = ()) -> tuple[str, Any, Any] | None:
-    """The first flag of `args` that matters to the result and is another in `other`: its name, mine, theirs."""
-    for name, value in dataclasses.asdict(args).items():
-        if name not in FREE_FLAGS and name not in may_differ and other.get(name, value) != value:
+def difference(mine: Any, other: dict[str, Any], may_differ: typing.Collection[str]) -> tuple[str, Any, Any] | None:
+    """The first flag of `mine` that is another in `other`, which must have it: its name, mine, theirs."""
+    for name, value in dataclasses.asdict(mine).items():
+        if name not in may_differ and other.get(name, value) != value:
             return "--" + name.replace("_", "-"), value, other[name]
     return None
 
@@ -141,27 +203,31 @@ def saved_args(args_type: type, run_dir: Path) -> Any:
         raise UserError(f"{run_dir} was written by another version of {script}: {error}.") from error
 
 
-def check_elsewhere(args: Any, env: EnvSpec, needs: str) -> None:
-    """Raise UserError if a run can't work with what comes from elsewhere as the flags say."""
-    if not env.simulated and args.deploy == "here":
-        raise UserError(f"--env-id {args.env_id} can't be simulated: --deploy elsewhere.")
-    if "elsewhere" in (args.deploy, args.annotate) and args.keep_every > 1:
-        raise UserError("--deploy and --annotate elsewhere need the files of each cycle: leave out --keep-every.")
-    if args.annotate == "elsewhere" and needs != "actions":
-        raise UserError("--annotate elsewhere is for rows that need the teacher's actions.")
-    if args.annotate == "here" and args.annotate_fraction < 1:
-        raise UserError("--annotate-fraction is for --annotate elsewhere; a teacher that is here says all.")
+def plain_words(words: list[str], args_type: type) -> list[str]:
+    """A command line as wandb's sweeps write it, `--flag=True` and `--number=20000.0`, in tyro's form."""
+    hints, plain = typing.get_type_hints(args_type), []
+    for word in words:
+        flag, equals, value = word.partition("=")
+        hint = hints.get(flag.removeprefix("--").replace("-", "_"))
+        if equals and hint is bool and value.lower() in ("true", "false"):
+            word = flag if value.lower() == "true" else flag.replace("--", "--no-", 1)
+        elif equals and int in (hint, *typing.get_args(hint)):
+            with contextlib.suppress(ValueError, OverflowError):  # tyro says what is wrong
+                word = f"{flag}={int(float(value))}" if float(value).is_integer() else word
+        plain.append(word)
+    return plain
 
 
 def launch(args_type: type, main: Callable[[Any], Path]) -> None:
     """Parse the command line, run `main`, and turn a user's mistake into one sentence and exit status 1."""
 
     def parse(**kwargs: Any) -> Any:
-        return tyro.cli(args_type, description=sys.modules["__main__"].__doc__, **kwargs)
+        words = plain_words(sys.argv[1:], args_type)
+        return tyro.cli(args_type, args=words, description=sys.modules["__main__"].__doc__, **kwargs)
 
     args = parse()
     try:
-        if args.resume is not None:  # what isn't on the command line is as it was, so each difference is a wish
+        if args.resume is not None:  # what isn't on the command line stays as it was
             args = parse(default=saved_args(args_type, Path(args.resume)))
             args = dataclasses.replace(args, run_dir=args.resume, resume=None)
         main(args)
@@ -199,10 +265,10 @@ def configure_torch(args: Any) -> torch.device:
     return device
 
 
-def compiled(function: Callable, device: torch.device, timed: Callable[[str], AbstractContextManager]) -> Callable:
+def compiled(function: Callable, device: torch.device) -> Callable:
     """`torch.compile` a whole update: no graph break, autograd inside, CUDA graphs on a GPU, and never compiled anew.
 
-    The first call's time is told, and booked by `timed`. Raises UserError then if there is no whole graph.
+    The first call prints how long compiling took. It raises UserError if there is no whole graph.
     """
     torch._dynamo.reset()
     torch._dynamo.config.error_on_recompile = True
@@ -217,8 +283,7 @@ def compiled(function: Callable, device: torch.device, timed: Callable[[str], Ab
             return update(*args)
         first, began = False, time.monotonic()
         try:
-            with timed("compiling"):
-                result = update(*args)
+            result = update(*args)
         except torch._dynamo.exc.TorchDynamoException as error:  # such as a teacher that reads a value
             reason = str(error).strip().partition("\n")[0]
             raise UserError(f"--compile: the update can't be compiled as one graph ({reason}).") from error

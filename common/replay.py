@@ -4,7 +4,6 @@ What never changes again is computed when a batch arrives: n-step returns, n-ste
 teacher's actions. Each observation is stored once; the bootstrap observation of a transition is an index.
 """
 
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -123,16 +122,6 @@ class Replay:
         if name not in self._columns:
             self._columns[name] = torch.empty(self._capacity, size, device=self._device)
         return self._columns[name]
-
-    def total(self, name: str, default: float) -> float:
-        """Sum of a column over all batches, with `default` for each row of those that don't have it."""
-        total, done = 0.0, self._annotated.get(name, ())
-        for batch, (start, end) in enumerate(itertools.pairwise([0, *self._batch_ends])):
-            if batch in done:
-                total += self._columns[name][start:end].sum(dtype=torch.float64).item()
-            else:
-                total += default * (end - start)
-        return total
 
     def sample(self, batch_size: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
         """Draw transitions uniformly with replacement, with no wait for the device.

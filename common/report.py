@@ -1,9 +1,12 @@
 """A finished run as numbers and as a picture: `report.json` and `learning_curve.png`."""
 
-import csv
 import io
 import itertools
+import json
+import math
+import os
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -35,19 +38,19 @@ def summarise(returns: np.ndarray) -> dict[str, Any]:
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """Rows of a `metrics.csv`, without their empty cells.
+    """The lines of a `metrics.jsonl`.
 
     Raises:
-        UserError: the file is missing, a line is too short or too long, or a cell is no number.
+        UserError: the file is missing, or a line isn't a JSON object of numbers.
     """
     try:
-        with open(path, newline="") as file:
-            header, *lines = csv.reader(file)
-        pairs = [zip(header, line, strict=True) for line in lines]
-        return [{name: float(cell) for name, cell in line if cell} for line in pairs]
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        if not all(isinstance(line, dict) and all(map(math.isfinite, line.values())) for line in lines):
+            raise ValueError("a line isn't an object of numbers")
+        return lines
     except OSError as error:
         raise UserError(f"metrics {path} can't be read: {error.strerror}.") from error
-    except (ValueError, csv.Error) as error:
+    except (ValueError, TypeError) as error:
         raise UserError(f"metrics {path} is damaged ({error}); restore it from a copy.") from error
 
 
@@ -131,7 +134,7 @@ def make_report(run_dir: Path, queries: dict[str, int], seconds: dict[str, float
         UserError: a raw file is missing or damaged.
     """
     content = files.load_json(run_dir / "args.json", "arguments")
-    lines, evaluations = read_metrics(run_dir / "metrics.csv"), _read_evaluations(run_dir)
+    lines, evaluations = read_metrics(run_dir / "metrics.jsonl"), _read_evaluations(run_dir)
     deployed_cycle, deployed_return = _read_deployed(run_dir)
     args, has_clone = content["args"], content["args"]["teacher"] != "none"
 
@@ -159,7 +162,7 @@ def make_report(run_dir: Path, queries: dict[str, int], seconds: dict[str, float
             }
         )
     report = {
-        "row": content["row"],
+        "name": content["name"],
         "env_id": args["env_id"],
         "seed": args["seed"],
         "script": content["script"],
@@ -181,19 +184,27 @@ def make_report(run_dir: Path, queries: dict[str, int], seconds: dict[str, float
     return report
 
 
+def plain_pyplot() -> ModuleType:
+    """matplotlib.pyplot with its own defaults and no window, whatever MPLBACKEND or a matplotlibrc say."""
+    os.environ["MPLBACKEND"] = "Agg"  # before the import: a notebook's back end may not exist here
+    import matplotlib  # here, because it is slow to import and a run draws once
+
+    matplotlib.use("Agg")
+    matplotlib.rcdefaults()
+    from matplotlib import pyplot
+
+    return pyplot
+
+
 def draw_learning_curve(run_dir: Path) -> Path:
     """Draw the run of a folder that has its `report.json`, and return the path of the picture, `learning_curve.png`.
 
     Drawn are noise-free evaluations against learner steps, their mean of 10 at the last of the ten, as `dip` counts it,
     the deployed returns at the step where their cycle starts, and the means of teacher and clone.
     """
-    import matplotlib  # here, because it is slow to import and a run draws once
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+    pyplot = plain_pyplot()
     report = files.load_json(run_dir / "report.json", "report")
-    steps, returns = curve(read_metrics(run_dir / "metrics.csv"))
+    steps, returns = curve(read_metrics(run_dir / "metrics.jsonl"))
     kept = [cycle for cycle in report["cycles"] if cycle["learner_step"] is not None]
     ends = [0] + [cycle["learner_step"] for cycle in kept]
     last, few = max([1, *steps.tolist(), *ends]), not kept or kept[-1]["cycle"] <= MAX_CYCLE_LINES
@@ -233,7 +244,7 @@ def draw_learning_curve(run_dir: Path) -> Path:
         axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.set(xlabel="learner steps", ylabel="episodic return")
         figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=7)
-        figure.suptitle(f"{report['env_id']}, {report['row']}, seed {report['seed']}", fontsize=8)
+        figure.suptitle(f"{report['env_id']}, {report['name']}, seed {report['seed']}", fontsize=8)
         picture = io.BytesIO()
         figure.savefig(picture, dpi=200)
         pyplot.close(figure)

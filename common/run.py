@@ -1,12 +1,19 @@
-"""Run: all that a script asks of its run folder. A run is ended in any way and goes on to the same end, bit for bit.
+"""Run: all that a script asks of its run folder. A run may be killed at any moment and goes on to the same end, bit for
+bit.
 
-The place of a run is (cycle, step), and it is in every checkpoint: `restore` brings everything back to it, `steps`
-counts on from it, and `deploy` reads back the batches before it.
+A checkpoint holds (cycle, step): `restore` brings everything back to it, `steps` counts on from it, and what was done
+after it is done again, from the same seeds.
 """
 
 import contextlib
+import dataclasses
+import hashlib
+import importlib.metadata
+import math
+import platform
 import shlex
 import time
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,11 +23,13 @@ import torch
 from tqdm import tqdm
 
 from common import (
+    Interrupted,
     UserError,
-    checkpoint,
+    Waiting,
     elsewhere,
     evaluate,
     files,
+    launch,
     metrics,
     progress,
     report,
@@ -29,34 +38,42 @@ from common import (
     teachers,
 )  # fmt: skip
 from common.envs import EnvSpec
-from common.folder import Folder
 from common.interrupt import Interrupt
+from common.replay import Replay
 from common.rollouts import Actor, Episode
 from common.teachers import Teacher
 from common.workers import Workers
+
+PACKAGES = ("torch", "numpy", "dm-control", "mujoco")
+CHECKPOINT = "checkpoint.pt"
+
+
+def versions(script: Path) -> dict[str, Any]:
+    """What a reader needs to repeat a run: packages, machine, and the SHA-256 of the script and of `common/`."""
+    found = {name: importlib.metadata.version(name) for name in PACKAGES}
+    found |= {"python": platform.python_version(), "machine": platform.machine(), "system": platform.system()}
+    paths = [script, *sorted(Path(__file__).parent.glob("*.py"))]
+    names = [path.name if path is script else f"common/{path.name}" for path in paths]
+    code = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in zip(names, paths, strict=True)}
+    return found | {"code": code}
 
 
 class Run:
     """One run in one folder. As a context manager it holds the folder's lock, the workers and the signal handlers.
 
     Attributes:
-        cycle, step: the place: 0 and a step of pre-training, or a cycle and the number of learner steps taken so far.
-        actor_step: environment steps of the batches that `deploy` has returned.
-        sps: environment steps per second of the last deployment, None if it was read back.
-        timed: books the time inside a block under a name, and not under the block around it.
+        dir: the folder.
+        cycle, step: the current cycle and learner step (in cycle 0: pre-training step).
+        actor_step: environment steps of the batches so far.
+        timed: adds a block's time to a phase; nested blocks count once.
     """
 
-    def __init__(
-        self, args: Any, row: str, env: EnvSpec, teacher: Teacher | None, keys: tuple[str, ...],
-        after_pretraining: tuple[str, ...], script: str,
-    ) -> None:  # fmt: skip
+    def __init__(self, args: Any, name: str, env: EnvSpec, teacher: Teacher | None, script: str) -> None:
         """Start a run, or continue the one that `args.run_dir` holds.
 
         Args:
             args: the script's flags, with every derived number filled in.
-            row: the name of what the flags run.
-            keys: the metric keys of this script, in the order of the columns.
-            after_pretraining: the flags that may differ in the run that `--pretrained` names.
+            name: the method with its options.
             script: the path of the script.
 
         Raises:
@@ -68,29 +85,133 @@ class Run:
             metrics.check_login()
         if args.capture_video:
             evaluate.check_can_film(env.env_id)
-        self.args, self.row, self.env, self.teacher = args, row, env, teacher
-        self.cycle, self.step, self.actor_step, self.sps = 0, 0, 0, None
+        self.args, self.name, self.env, self.teacher, self._script = args, name, env, teacher, Path(script)
+        self.cycle, self.step, self.actor_step, self._sps = 0, 0, 0, None
+        self._demonstration_queries = 0
         self._parts: dict[str, Any] = {}
-        self._bad_step: torch.Tensor | None = None
         self._bar: tqdm | None = None
-        sha256 = None if teacher is None else teacher.sha256
-        self._folder, self._saved, borrowed = Folder(args, row, sha256, Path(script)), None, []
-        self.dir = self._folder.path
-        if not self._folder.is_new:
-            self._saved = checkpoint.load(self.dir, self._folder.run_id)
-        if self._saved is None and args.pretrained is not None:
-            self._saved, borrowed = checkpoint.load_pretrained(Path(args.pretrained), args, sha256, after_pretraining)
-            self._folder.copy_cycle_0(Path(args.pretrained))
-        self._folder.begin()
-        saved = self._saved or {"metrics": None, "wall_s": 0.0, "wandb_id": None}
-        self._stopwatch.before, self._wandb_id = saved["wall_s"], saved["wandb_id"]
-        self._metrics = metrics.Metrics(self.dir / "metrics.csv", keys, saved["metrics"])
+        self.dir = self._open()
+        try:
+            self._begin()
+        except BaseException:
+            self._lock.close()
+            raise
+
+    def _open(self) -> Path:
+        """Make the folder if there is none, and lock it."""
+        args = self.args
+        try:
+            if args.run_dir is not None:
+                path = Path(args.run_dir)
+                path.mkdir(parents=True, exist_ok=True)
+                # A start that was cut off before args.json leaves these.
+                known = {self._script.name, "versions.json", "cycle_0000", "teacher.json", "metrics.jsonl", CHECKPOINT}
+                strange = [p for p in path.iterdir() if p.name not in known and not p.name.startswith(".")]
+                if strange and not (path / "args.json").exists():
+                    raise UserError(f"--run-dir {path} is neither empty nor a run.")
+            else:
+                task, stamp = Path(args.env_id).name.replace(":", "-"), int(time.time())
+                while True:
+                    path = Path("runs") / f"{task}__{self.name.replace(':', '-')}__{args.seed}__{stamp}"
+                    try:
+                        path.mkdir(parents=True)
+                        break
+                    except FileExistsError:  # another run was started in the same second
+                        stamp += 1
+            self._lock = files.lock(path / ".lock", wait=False)
+        except BlockingIOError:
+            raise UserError(f"{path} is in use by another process.") from None
+        except OSError as error:
+            raise UserError(f"the run folder can't be written: {error.strerror} ({error.filename}).") from error
+        return path
+
+    def _begin(self) -> None:
+        """Read or write what the folder says of the run, and start the metrics file, wandb and the workers."""
+        args, path = self.args, self.dir / "args.json"
+        sha256 = None if self.teacher is None else self.teacher.sha256
+        self._saved = None
+        if path.exists():
+            self._refuse_another_run(sha256)
+            for folder in (self.dir, *self.dir.glob("cycle_*")):
+                files.remove_leftovers(folder)
+            (self.dir / elsewhere.WAITING).unlink(missing_ok=True)
+            if (self.dir / CHECKPOINT).exists():
+                cure = "restore it, or delete it: the run then begins again, to the same end"
+                self._saved = files.load_torch(self.dir / CHECKPOINT, "checkpoint", cure)
+        borrowed = self._saved is None and args.pretrained is not None
+        lines = self._load_pretrained(Path(args.pretrained), sha256) if borrowed else b""
+        place = None if borrowed or self._saved is None else self._saved["metrics"]
+        self._metrics = metrics.Metrics(self.dir / "metrics.jsonl", place)
+        self._metrics.copy(lines)
+        if not path.exists():
+            files.write_atomically(self.dir / self._script.name, self._script.read_bytes())
+            device = launch.learner_device(args)
+            name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+            files.save_json(self.dir / "versions.json", versions(self._script) | {"device": name, "changes": []})
+            content = {"script": self._script.name, "name": self.name, "teacher_sha256": sha256}
+            # args.json last: a folder with it is a run
+            files.save_json(path, content | {"args": dataclasses.asdict(args)})
+            tqdm.write(f"new run {self.dir}, learning on {name}")
         if args.track:
-            self._wandb_id = self._metrics.start_wandb(self._wandb_id, args, row)
-        self._metrics.borrow(borrowed)
-        self._workers = Workers(env, args.num_workers)
-        again = shlex.join(["python", script, "--resume", str(self.dir.resolve())])  # true in any folder
+            self._metrics.track()
+        self._stopwatch.before = self._saved["wall_s"] if self._saved else 0.0
+        self._workers = Workers(self.env, args.num_workers)
+        again = shlex.join(["python", str(self._script), "--resume", str(self.dir.resolve())])
         self._interrupt = Interrupt(f"go on with: {again}")
+
+    def _refuse_another_run(self, teacher_sha256: str | None) -> None:
+        """Raise UserError if flags or teacher aren't those of the start; say so if code or packages aren't."""
+        launch.saved_args(type(self.args), self.dir)
+        saved = files.load_json(self.dir / "args.json", "arguments")
+        # What counts is the content of the user's files, not their paths.
+        if found := launch.difference(self.args, saved["args"], launch.FREE_FLAGS | {"teacher", "env_id"}):
+            flag, value, before = found
+            raise UserError(f"{flag} {value} can't be changed in a run that was started with {flag} {before}.")
+        if Path(saved["args"]["env_id"]).name != Path(self.args.env_id).name:
+            raise UserError(f"{self.dir} was started with --env-id {saved['args']['env_id']}.")
+        if teacher_sha256 != saved["teacher_sha256"]:
+            raise UserError(
+                f"{self.dir} was started with another teacher: --teacher {saved['args']['teacher']} had SHA-256 "
+                f"{saved['teacher_sha256']}, {self.args.teacher} has {teacher_sha256}; bring it back, or start in a "
+                "new folder."
+            )
+        path, now = self.dir / "versions.json", versions(self._script)
+        before = files.load_json(path, "versions")
+        pairs = {name: (before[name], now[name]) for name in PACKAGES}
+        pairs |= {name: (before["code"].get(name), now["code"].get(name)) for name in before["code"] | now["code"]}
+        if changed := {name: list(pair) for name, pair in pairs.items() if pair[0] != pair[1]}:
+            tqdm.write(f"warning: {', '.join(changed)} changed since this run was started; its report will say so.")
+            files.save_json(path, before | now | {"changes": [*before["changes"], changed]})
+
+    def _load_pretrained(self, source: Path, teacher_sha256: str | None) -> bytes:
+        """Take over what cycle 0 of the run in `source` left; returns its lines of metrics.
+
+        All flags that both runs have must agree, but for the inherited ones, cycles and budget.
+
+        Raises:
+            UserError: its pre-training isn't finished, or isn't what these flags and this teacher would make.
+        """
+        path, name = source / "cycle_0000" / CHECKPOINT, f"--pretrained {source}"
+        if not path.exists():
+            raise UserError(f"{name}: it holds no run that has finished its pre-training.")
+        other = files.load_json(source / "args.json", "arguments")
+        content = files.load_torch(path, "checkpoint")
+        may_differ = launch.INHERITED | launch.CYCLES_AND_BUDGET | {"teacher"}
+        if found := launch.difference(self.args, other["args"], may_differ):
+            flag, value, theirs = found
+            raise UserError(f"{name}: it was made with {flag} {theirs}, not {value}.")
+        if other["teacher_sha256"] != teacher_sha256:
+            hashes = f"SHA-256 {other['teacher_sha256']}, not {teacher_sha256}"
+            raise UserError(f"{name}: it was cloned from another teacher, {hashes}.")
+        place, path = content["metrics"], source / "metrics.jsonl"
+        lines = path.read_bytes()[: place["bytes"]] if path.exists() else b""
+        if zlib.crc32(lines) != place["crc"]:
+            raise UserError(f"{name}: its metrics.jsonl isn't what it wrote.")
+        for file in [*(source / "cycle_0000").glob("*.*"), source / "teacher.json"]:
+            if file.is_file() and not file.name.startswith("."):
+                files.write_atomically(self.dir / file.relative_to(source), file.read_bytes())
+        self._saved = content
+        return lines
 
     def __enter__(self) -> "Run":
         self._interrupt.start()
@@ -99,32 +220,52 @@ class Run:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._interrupt.stop()
         self._workers.close()
+        failed = kind is not None and not issubclass(kind, Waiting)
         with contextlib.suppress(OSError):  # of a full disk, which was reported when a line was written
-            self._metrics.close(failed=kind is not None)
-        self._folder.close()
+            self._metrics.close(int(failed), preempted=failed and issubclass(kind, Interrupted))
+        self._lock.close()
 
-    # ---- the place: restore, count, save
+    # ---- restore, count, save
 
-    def restore(self, **parts: Any) -> None:
-        """Bring modules, optimisers and `torch.Generator`s to where a continued run was ended, and the place too.
+    def restore(self, agent: Any, replay: Replay) -> None:
+        """Bring the agent, all generators, `cycle` and `step` to where a continued run was ended.
 
-        They are what every later checkpoint holds. In a new run nothing is changed: the place is cycle 0, step 0.
+        The batches of past cycles are read back into the replay. A new run stays as it is: cycle 0, step 0.
+
+        Args:
+            agent: its attributes are modules, optimisers and `torch.Generator`s; a checkpoint holds all of them.
         """
-        self._parts = parts
-        if self._saved is not None:
-            checkpoint.put_back(parts, self._saved["state"])
-            self.cycle, self.step = self._saved["cycle"], self._saved["step"]
-            self._stopwatch.seconds, self._metrics.last_return = self._saved["seconds"], self._saved["last_return"]
-            borrowed = self._saved["run"] != self._folder.run_id
-            self._saved = None  # it is as large as the networks and their optimisers
-            tqdm.write(f"continuing {self.dir} in cycle {self.cycle} at step {self.step}")
-            if borrowed:  # from here on this run goes on without the one that it began from
-                self._save_checkpoint()
+        self._parts = vars(agent)
+        if self._saved is None:
+            return
+        for name, part in self._parts.items():
+            mine = self._saved["state"]["parts"][name]
+            if isinstance(part, torch.Generator) and len(mine) != len(part.get_state()):
+                raise UserError(
+                    f"{self.dir} was learned on another kind of device than {part.device.type}, whose random numbers "
+                    "differ: continue it where there is one like it."
+                )
+            (part.set_state if isinstance(part, torch.Generator) else part.load_state_dict)(mine)
+        torch.set_rng_state(self._saved["state"]["torch"])
+        if len(self._saved["state"]["cuda"]) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all(self._saved["state"]["cuda"])
+        self.cycle, self.step = self._saved["cycle"], self._saved["step"]
+        self._stopwatch.seconds, self._metrics.last_return = self._saved["seconds"], self._saved["last_return"]
+        self._saved = None  # it is as large as the networks and their optimisers
+        for cycle in range(1, self.cycle):
+            episodes = self._read_batch(cycle)
+            if episodes is None:
+                raise UserError(f"{self.dir} has lost its batch of cycle {cycle}; start again in a new folder.")
+            replay.append(episodes, self._annotations(cycle, episodes, None))
+            self.actor_step += rollouts.num_steps(episodes)
+        tqdm.write(f"continuing {self.dir} in cycle {self.cycle} at step {self.step}")
+        if not (self.dir / CHECKPOINT).exists():  # it began from another run's clone; now it stands alone
+            self._save_checkpoint()
 
     def steps(self, first: int, last: int, desc: str) -> Iterator[int]:
-        """Count the steps of this cycle from `first`, or from the place further on, to `last` - 1.
+        """Count the steps of this cycle from `first`, or from `step` in a continued run, to `last` - 1.
 
-        Shows a progress bar, books the time under `desc`, saves checkpoints, and stops on a signal.
+        Shows a progress bar, adds the time to the phase `desc`, saves checkpoints, and stops on a signal.
         """
         start = max(first, self.step)
         with self.timed(desc), progress.bar(last - first, f"cycle {self.cycle}, {desc}", initial=start - first) as bar:
@@ -139,24 +280,21 @@ class Run:
                 bar.update()
         self.step, self._bar = max(last, start), None
 
-    @property
-    def updates_per_second(self) -> float:
-        """Since `steps` began to count, with the step that is being taken."""
-        start, began = self._counted_from
-        return (self.step + 1 - start) / (time.perf_counter() - began)
-
-    def next_cycle(self, policy: torch.nn.Module, critic: torch.nn.Module) -> None:
+    def end_cycle(self, policy: torch.nn.Module, critic: torch.nn.Module) -> None:
         """End this cycle: score and keep its policy, and save a checkpoint at the start of the next.
 
-        With `--keep-every` above 1 only some cycles, and always the first and the last, get files.
+        With `--keep-every` above 1 only some cycles, and always the first and the last, do so.
         """
         self._check_finite()
-        kept = self._folder.kept(self.cycle)
+        kept = self._kept(self.cycle)
         if kept:
             self._keep_policy(policy, critic)
         self.cycle, self.step = self.cycle + 1, self._learner_step
         if kept or self._interrupt:
             self._save_checkpoint()
+
+    def _kept(self, cycle: int) -> bool:
+        return cycle % self.args.keep_every == 0 or cycle == self.args.num_cycles
 
     def _save_checkpoint(self) -> None:
         """Save everything as it is before `self.step` of this cycle, and end the run if a signal has arrived."""
@@ -164,34 +302,33 @@ class Run:
             self._metrics.flush(wait=True)
         self._check_finite()
         with self._interrupt.later(), self.timed("writing"):
-            self._folder.write_batches()
-            content = {"run": self._folder.run_id, "cycle": self.cycle, "step": self.step}
+            parts = {
+                n: p.get_state() if isinstance(p, torch.Generator) else p.state_dict() for n, p in self._parts.items()
+            }
+            state = {"parts": parts, "torch": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
+            content = {"cycle": self.cycle, "step": self.step, "state": state, "metrics": self._metrics.place()}
             content |= {"wall_s": self._stopwatch.total, "seconds": self._stopwatch.seconds}
-            content |= {"state": checkpoint.collect(self._parts)}
-            content |= {"metrics": self._metrics.place(), "last_return": self._metrics.last_return}
-            content |= {"wandb_id": self._wandb_id}
-            if (self.cycle, self.step) == (1, 0):  # for runs with --pretrained; first, for the next line ends cycle 0
-                files.save_torch(self._folder.cycle_dir(0) / checkpoint.NEWEST, content)
-            checkpoint.save(self.dir, content)
+            content |= {"last_return": self._metrics.last_return}
+            if (self.cycle, self.step) == (1, 0):  # for runs with --pretrained
+                files.save_torch(self.cycle_dir(0) / CHECKPOINT, content)
+            files.save_torch(self.dir / CHECKPOINT, content)
         self._interrupt.check()
 
-    def watch(self, value: torch.Tensor, step: int) -> None:
-        """Remember, on the device and without waiting for it, the first step whose 0-dim `value` isn't finite."""
-        if self._bad_step is None:
-            self._bad_step = torch.full((), -1, device=value.device)
-        first = torch.where(torch.isfinite(value), self._bad_step, step)
-        self._bad_step = torch.where(self._bad_step < 0, first, self._bad_step)
-
     def _check_finite(self) -> None:
-        if self._bad_step is not None and (step := int(self._bad_step)) >= 0:
-            path = self.dir / checkpoint.NEWEST
-            good = path if path.exists() else "its start"
-            raise UserError(
-                f"a loss or gradient of cycle {self.cycle} stopped being finite at step {step}, by what the script or "
-                f"teacher {self.args.teacher} computes; the last good state is {good}."
-            )
+        """Raise UserError if a network has parameters that aren't finite: NaN stays NaN, so nothing is missed."""
+        for name, part in self._parts.items():
+            if isinstance(part, torch.nn.Module) and not all(p.isfinite().all() for p in part.parameters()):
+                raise UserError(
+                    f"{name} has parameters that aren't finite in cycle {self.cycle} at step {self.step}: look at the "
+                    f"loss, the rewards and teacher {self.args.teacher}. The last good state is "
+                    f"{self.dir / CHECKPOINT}, if it exists."
+                )
 
     # ---- episodes
+
+    def cycle_dir(self, cycle: int) -> Path:
+        """Where batch, policy and evaluation of a cycle are."""
+        return self.dir / f"cycle_{cycle:04d}"
 
     def demonstrations(self) -> tuple[list[Episode], dict[str, np.ndarray]]:
         """The teacher's episodes, made once and cached in `--demo-dir`, and what is known of them.
@@ -199,53 +336,68 @@ class Run:
         Of recorded episodes that is `teacher_action`, what was meant, (their steps, action_size); others can be asked.
         """
         with self.timed("demonstrations"):
-            where = Path(self.args.demo_dir)
             num_episodes, sigma = self.args.demo_episodes, self.args.demo_sigma
+            where = Path(self.args.demo_dir)
             episodes = teachers.demonstrations(self.teacher, self.env, num_episodes, sigma, where, self._workers)
+        self._demonstration_queries = 2 * rollouts.num_steps(episodes)
         if isinstance(self.teacher, teachers.Recorded):
+            self._demonstration_queries = 0
             return episodes, {"teacher_action": self.teacher.intended[: rollouts.num_steps(episodes)]}
         return episodes, {}
 
-    def score_teacher(self) -> float:
-        """The teacher's mean noise-free return on the report's start seeds, or of its recorded episodes.
-
-        It is kept in `teacher.json`.
+    def score_teacher(self) -> dict[str, float]:
+        """Metrics of the teacher: its mean noise-free return on the report's start seeds, or that of its recorded
+        episodes, kept in `teacher.json`; and how often its demonstrations asked it, once to act and once for a*.
         """
         path = self.dir / "teacher.json"
         if isinstance(self.teacher, teachers.Recorded):
             returns = [episode.episodic_return for episode in self.demonstrations()[0]]
             files.save_json(path, {"cycle": 0, "learner_step": 0, "returns": returns})
-        return float(np.mean(self._score(path, self.teacher.action, 0, 0)))
+        mean = float(np.mean(self._score(path, self.teacher.action, 0, 0)))
+        return {"teacher/episodic_return": mean, "teacher/demonstration_queries": self._demonstration_queries}
 
     def deploy(
-        self, cycle: int, policy: torch.nn.Module, sigma: float, actor_steps: int
+        self, policy: torch.nn.Module, sigma: float, actor_steps: int
     ) -> tuple[list[Episode], dict[str, np.ndarray]]:
-        """Run whole episodes with a fixed policy until there are `actor_steps` in all, or read back those of a cycle.
+        """Run whole episodes with a fixed policy until there are `actor_steps` in all, or read back this cycle's batch.
 
-        With `--deploy elsewhere` somebody else runs them; with `--annotate elsewhere` they come with annotations.
+        With `--deploy elsewhere` they come as a file; with `--annotate elsewhere` annotations do.
 
         Raises:
-            Waiting: what somebody else has to bring isn't there yet.
-            UserError: a batch of a past cycle is lost or damaged, or the policy or the environment returned nonsense.
+            Waiting: a file isn't there yet.
+            UserError: the policy or the environment returned nonsense.
         """
         with self.timed("deploying"):
-            episodes, self.sps = self._folder.read_batch(cycle, must_exist=cycle < self.cycle), None
-            missing, folder = actor_steps - self.actor_step, self._folder.cycle_dir(cycle)
-            if episodes is None and self.args.deploy == "elsewhere":
-                episodes = elsewhere.deployed(folder, policy, sigma, self.env, missing)
-                self._folder.add_batch(cycle, episodes)
-            elif episodes is None:
-                began, stream = time.perf_counter(), (self.args.seed, rollouts.DEPLOY, cycle)
-                episodes = self._workers.steps(policy, sigma, stream, missing, f"cycle {cycle}, deploying")
-                self.sps = rollouts.num_steps(episodes) / (time.perf_counter() - began)
-                self._folder.add_batch(cycle, episodes)
-            annotations = {}
-            if self.args.annotate == "elsewhere":
-                stream, fraction = (self.args.seed, rollouts.ANNOTATE, cycle), self.args.annotate_fraction
-                run_id = self._folder.run_id
-                annotations = elsewhere.annotated(folder, run_id, episodes, self.env, fraction, stream)
+            missing, folder, episodes = actor_steps - self.actor_step, self.cycle_dir(self.cycle), None
+            try:
+                episodes = self._read_batch(self.cycle)
+            except UserError as error:
+                tqdm.write(f"{error} It is deployed again.")  # by the same policy and seeds, so it is the very same
+            if episodes is None:
+                if self.args.deploy == "elsewhere":
+                    episodes = elsewhere.deployed(folder, policy, sigma, self.env, missing)
+                else:
+                    began, stream = time.perf_counter(), (self.args.seed, rollouts.DEPLOY, self.cycle)
+                    episodes = self._workers.steps(policy, sigma, stream, missing, f"cycle {self.cycle}, deploying")
+                    self._sps = rollouts.num_steps(episodes) / (time.perf_counter() - began)
+                files.save_arrays(folder / "batch.npz", **rollouts.pack(episodes, [self.cycle] * len(episodes)))
+            annotations = self._annotations(self.cycle, episodes, policy)
         self.actor_step += rollouts.num_steps(episodes)
         return episodes, annotations
+
+    def _read_batch(self, cycle: int) -> list[Episode] | None:
+        """The batch of a cycle, None if there is none. Raises UserError if it is damaged."""
+        path = self.cycle_dir(cycle) / "batch.npz"
+        return rollouts.unpack(files.load_arrays(path, "batch"))[0] if path.exists() else None
+
+    def _annotations(
+        self, cycle: int, episodes: list[Episode], policy: torch.nn.Module | None
+    ) -> dict[str, np.ndarray]:
+        if self.args.annotate == "here":
+            return {}
+        stream = (self.args.seed, rollouts.ANNOTATE, cycle)
+        fraction = self.args.annotate_fraction
+        return elsewhere.annotated(self.cycle_dir(cycle), policy, episodes, self.env, fraction, stream)
 
     def _score(self, path: Path, actor: Actor, cycle: int, learner_step: int) -> list[float]:
         """Noise-free returns, kept in `path`, of episodes with the same start seeds for every cycle and method."""
@@ -259,12 +411,16 @@ class Run:
 
     def _keep_policy(self, policy: torch.nn.Module, critic: torch.nn.Module) -> None:
         """Save this cycle's policy as a snapshot, score it, and film it if asked to."""
-        folder = self._folder.cycle_dir(self.cycle)
-        metadata = {"cycle": self.cycle, "row": self.row, "seed": self.args.seed} | self._folder.origin()
+        folder = self.cycle_dir(self.cycle)
+        metadata = {"cycle": self.cycle, "name": self.name, "seed": self.args.seed}
         metadata |= {"actor_step": self.actor_step, "learner_step": self._learner_step}
+        metadata |= {"command": launch.command(self.args, self._script.name), "versions": versions(self._script)}
         if self.env.simulated:
             returns = self._score(folder / "evaluation.json", policy, self.cycle, self._learner_step)
             metadata |= {"score": float(np.mean(returns)), "score_episodes": len(returns)}
+            level = report.summarise(np.array(returns))
+            interval = {"report/ci_low": level["ci95"][0], "report/ci_high": level["ci95"][1]}
+            self.log(self.step, {"report/episodic_return": level["mean"]} | interval)
             name = "clone" if self.cycle == 0 and self.teacher is not None else f"cycle {self.cycle}"
             tqdm.write(f"{name}: mean return {np.mean(returns):.1f} of {len(returns)} episodes")
         with self.timed("writing"):
@@ -291,21 +447,28 @@ class Run:
         return self.step if self.cycle > 0 else 0
 
     def log(self, step: int, values: dict[str, Any], evaluate: Actor | None = None) -> None:
-        """Write a line of metrics: 0-dim tensors or numbers; None is left out.
+        """Write a line of metrics under any keys: 0-dim tensors or numbers; None is left out.
+
+        The run adds the clocks, `charts/SPS` (environment steps per second, to the first line after a deployment) and
+        `charts/UPS` (updates per second, while learning).
 
         Args:
             step: learner steps so far, or in cycle 0 steps of pre-training.
-            evaluate: a policy whose noise-free return belongs into the line. It is run in the workers, as it is now,
-                and the line waits for it.
+            evaluate: a policy whose noise-free return belongs into the line as `eval/episodic_return`. It is run in
+                the workers, as it is now, and the line waits for it.
         """
-        self._check_finite()
         clock = {"cycle": self.cycle, "actor_step": self.actor_step, "learner_step": step if self.cycle > 0 else 0}
-        clock |= {"pretrain_step": step if self.cycle == 0 else None, "wall_s": round(self._stopwatch.total, 3)}
+        clock |= {"pretrain_step": step} if self.cycle == 0 else {}
+        clock |= {"wall_s": round(self._stopwatch.total, 3)}
+        values, self._sps = values | {"charts/SPS": self._sps}, None
+        if self._bar is not None and self.cycle > 0:
+            start, began = self._counted_from
+            values |= {"charts/UPS": (self.step + 1 - start) / (time.perf_counter() - began)}
         pending = None
         with self.timed("waiting for evaluations"):
             if evaluate is not None and self.args.eval_episodes > 0 and self.env.simulated:
                 self._metrics.wait_for_evaluations(at_most=2 * self._workers.num_workers)
-                stream = (self.args.seed, rollouts.EVALUATE, -(-step // self.args.eval_every))
+                stream = (self.args.seed, rollouts.EVALUATE, math.ceil(step / self.args.eval_every))
                 pending = self._workers.submit(evaluate, 0.0, stream, range(self.args.eval_episodes))
             self._metrics.add(clock, values, pending)
         if self._bar is not None and self._metrics.last_return is not None:
@@ -315,17 +478,29 @@ class Run:
         """Write the report and the picture, say where everything is, and return the folder.
 
         Args:
-            queries: how much the teacher was asked, by what.
+            queries: how often annotations and learning asked the teacher; the lines of metrics say the rest.
         """
         with self.timed("report"):
             self._metrics.flush(wait=True)
             if self.teacher is not None:
                 self.score_teacher()  # if that is lost
-            for cycle in filter(self._folder.kept, range(self.args.num_cycles + 1)):
-                self._check_policy(self._folder.cycle_dir(cycle))
-            content = report.make_report(self.dir, queries, self._stopwatch.seconds)
-            report.draw_learning_curve(self.dir)
-        self._metrics.finish_wandb(content, self.dir / "learning_curve.png")
+            for cycle in filter(self._kept, range(self.args.num_cycles + 1)):
+                self._check_policy(self.cycle_dir(cycle))
+            if self.args.annotate == "elsewhere":
+                states = [files.load_arrays(path, "states") for path in sorted(self.dir.glob("cycle_*/states.npz"))]
+                queries["states_annotated"] = sum(len(found["index"]) for found in states)
+            for line in report.read_metrics(self.dir / "metrics.jsonl"):
+                for name in (name for name in line if name.startswith("teacher/") and name.endswith("_queries")):
+                    key = name.removeprefix("teacher/")
+                    queries[key] = queries.get(key, 0) + int(line[name])
+            report.make_report(self.dir, queries, self._stopwatch.seconds)
+            try:
+                report.draw_learning_curve(self.dir)
+            except (Interrupted, UserError):
+                raise
+            except Exception as error:  # the run is finished, whatever a drawing library says
+                tqdm.write(f"no picture was drawn ({error!r}); everything else is complete.")
+        self._metrics.finish_wandb()
         tqdm.write(f"seconds  {self._stopwatch}\nreport   {self.dir / 'report.json'}")
         tqdm.write(f"picture  {self.dir / 'learning_curve.png'}\npolicies {self.dir}/cycle_*/snapshot.pt")
         return self.dir

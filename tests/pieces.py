@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import tempfile
 from pathlib import Path
+from unittest import mock
 
 import methods
 import torch
@@ -11,7 +12,6 @@ import torch
 import gbrl_d4pg
 from common import snapshots
 from common.envs import EnvSpec
-from common.run import Run
 
 CPU = torch.device("cpu")
 ENV = EnvSpec("made-up", 3, 2, 20)
@@ -37,8 +37,8 @@ def make_args(row, **flags):
 
 def make_agent(script, args, seed=0):
     """An agent that looks trained: actions away from 0, LayerNorm not the identity, and targets of their own."""
-    torch.manual_seed(seed)
-    agent = script.Agent(args, ENV, CPU)
+    with mock.patch.object(script.rollouts, "stream_seed", lambda *_: seed):
+        agent = script.Agent(args, ENV, CPU)
     for network in (agent.policy, agent.critic, agent.bc_policy, agent.previous_policy):
         torch.nn.init.normal_(network.head.weight, std=0.1)
         torch.nn.init.normal_(network.torso[1].weight, mean=1.0, std=0.2)
@@ -58,8 +58,7 @@ def make_batch(seed, size=32):
 
     batch = {"obs": 2 * uniform(size, 3), "next_obs": 2 * uniform(size, 3), "action": uniform(size, 2)}
     batch |= {name: uniform(size, 2) for name in ("anchor", "teacher_action", "previous_action")}
-    batch |= {"n_step_return": 20 * uniform(size), "n_step_discount": torch.full((size,), 0.95)}
-    return batch | {"annotated": torch.ones(size, 1)}
+    return batch | {"n_step_return": 20 * uniform(size), "n_step_discount": torch.full((size,), 0.95)}
 
 
 def progress(total, cycle=0.0):
@@ -75,9 +74,7 @@ def make_teacher():
 
 
 class StubRun:
-    """What `learn` asks of a run: it counts all steps, watches as a real one does, and a log point is an error."""
-
-    updates_per_second, _bad_step, watch = None, None, Run.watch
+    """What `learn` asks of a run: it counts all steps, and a log point is an error."""
 
     def steps(self, first, last, desc):
         return range(first, last)

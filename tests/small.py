@@ -1,7 +1,6 @@
 """Runs that are small but real: real dm_control, shipped teachers, every part of a run, two cycles."""
 
 import collections
-import csv
 import dataclasses
 import importlib
 import json
@@ -14,7 +13,7 @@ from pathlib import Path
 import methods
 import numpy as np
 
-from common import Interrupted, checkpoint, files, rollouts
+from common import Interrupted, files, rollouts
 from common.run import Run
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -66,9 +65,8 @@ def keep_replays(module, monkeypatch):
 
 
 def metrics(run_dir):
-    """metrics.csv as a list of dicts of floats, without empty cells."""
-    with open(Path(run_dir) / "metrics.csv") as file:
-        return [{k: float(v) for k, v in line.items() if v != ""} for line in csv.DictReader(file)]
+    """metrics.jsonl as a list of dicts."""
+    return [json.loads(line) for line in (Path(run_dir) / "metrics.jsonl").read_text().splitlines()]
 
 
 def report(run_dir):
@@ -113,7 +111,7 @@ def live(row, args, steps=(), renames=False, seen=(), number=signal.SIGKILL):
 
     def child():
         forkserver._forkserver.__init__()  # the parent's can start no workers here
-        watch, save, replace, place, moments = Run.watch, checkpoint.save, os.replace, [None], []
+        count, save, replace, place, moments = Run.steps, Run._save_checkpoint, os.replace, [None], []
 
         def arrive(*moment):
             if moment not in seen and not moments:
@@ -121,14 +119,15 @@ def live(row, args, steps=(), renames=False, seen=(), number=signal.SIGKILL):
                 pipe[1].send(moment)
                 os.kill(os.getpid(), number)
 
-        def watch_and_arrive(run, value, step):
-            watch(run, value, step)
-            if (run.cycle, step) in steps:
-                arrive(run.cycle, step)
+        def count_and_arrive(run, first, last, desc):
+            for step in count(run, first, last, desc):
+                yield step
+                if (run.cycle, step) in steps:
+                    arrive(run.cycle, step)
 
-        def place_and_save(folder, content):
-            place[0] = content["cycle"], content["step"]
-            save(folder, content)
+        def place_and_save(run):
+            place[0] = run.cycle, run.step
+            save(run)
             place[0] = None
 
         def arrive_and_replace(source, target):
@@ -136,7 +135,7 @@ def live(row, args, steps=(), renames=False, seen=(), number=signal.SIGKILL):
                 arrive(str(target), place[0])
             replace(source, target)
 
-        Run.watch, checkpoint.save, os.replace = watch_and_arrive, place_and_save, arrive_and_replace
+        Run.steps, Run._save_checkpoint, os.replace = count_and_arrive, place_and_save, arrive_and_replace
         try:
             module.main(args)
         except Interrupted as stop:

@@ -337,10 +337,10 @@ def test_a_task_with_more_runs_counts_no_more_in_the_table_of_returns():
 
 
 def test_what_is_written_of_the_kept_runs_is_what_they_say():
-    results = ROOT / "benchmark" / "results" / "campaign"
+    results = ROOT / "study" / "results" / "campaign"
     loaded = runs.load_all([results])
     text = claims.to_markdown(claims.judge_all(loaded), loaded)
     assert (results / "claims.md").read_text() == text
     head, rule, *lines = text.split("\n\n")[0].splitlines()
     shown = [line for line in lines if "," not in line.split("|")[1]]  # other readings and baselines are there only
-    assert "\n".join([head, rule, *shown]) + "\n\n" in (ROOT / "README.md").read_text()
+    assert "\n".join([head, rule, *shown]) + "\n\n" in (ROOT / "study" / "README.md").read_text()

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small import TOY, differences, equal, make_args, own, result, run_row
+from small import TOY, differences, equal, make_args, own, result
 
 from common import UserError, envs, evaluate, files, foreign, report, teachers
 from common.workers import Workers
@@ -43,18 +43,15 @@ def damage(path, how):
 
 
 RESTORE = "restore it from a copy, or start again in a new folder"
-PREVIOUS = r"checkpoint\.pt is damaged .*Going on from .*checkpoint_previous\.pt"
-BEGINS = r"without .*checkpoint\.pt and .*checkpoint_previous\.pt the run begins again from the start, to the same end"
+BEGINS = r"checkpoint\.pt is damaged .*restore it, or delete it: the run then begins again, to the same end"
 SNAPSHOT = r"(?s)snapshot\.pt (is damaged|can't be read).*policies "  # before the last lines
 # File: what is said when it is lost, and when it is damaged; None where it isn't missed.
 FILES = {
     "args.json": ("neither empty nor a run", RESTORE),
     "versions.json": ("versions.json can't be read", RESTORE),
-    "metrics.csv": (RESTORE, RESTORE),
+    "metrics.jsonl": (RESTORE, RESTORE),
     "teacher.json": (None, files.REMAKE),
-    "checkpoint.pt": (None, PREVIOUS),
-    "checkpoint_previous.pt": (None, None),
-    "checkpoint.pt checkpoint_previous.pt": (None, BEGINS),
+    "checkpoint.pt": (None, BEGINS),
     "cycle_0000/evaluation.json": (None, files.REMAKE),
     "cycle_0001/evaluation.json": (None, files.REMAKE),
     "cycle_0001/snapshot.pt": (SNAPSHOT, SNAPSHOT),
@@ -92,17 +89,6 @@ def test_a_damaged_file_of_a_run(names, how, stopped, alone, tmp_path, demo_dir,
     if "snapshot.pt" in names:  # of a past cycle, which is not made again
         shutil.copy(stopped / "cycle_0001" / "snapshot.pt", tmp_path / "run" / "cycle_0001" / "snapshot.pt")
     assert differences(result(tmp_path / "run"), expected) == []
-
-
-def test_files_of_another_run_are_refused(stopped, tmp_path, demo_dir):
-    other = run_row("ta:1", tmp_path / "other", demo_dir, **TOY, seed=5)
-    for names in (["cycle_0001/batch.npz"], ["checkpoint.pt", "checkpoint_previous.pt"]):
-        folder = shutil.copytree(stopped, tmp_path / names[0].replace("/", "-"))
-        for name in names:
-            shutil.copy(other / name, folder / name)
-        module, args = make_args("ta:1", folder, demo_dir, **TOY)
-        with pytest.raises(UserError, match=f"{Path(names[-1]).name} belongs to another run"):
-            module.main(args)
 
 
 @pytest.mark.parametrize("how", DAMAGES)

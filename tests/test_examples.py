@@ -26,7 +26,8 @@ def test_the_controller_demonstrates_and_annotates_as_well_as_it_says(tmp_path):
     returns = files.load_json(run_dir / "teacher.json", "evaluation")["returns"]
     assert min(returns) > 800  # 20 episodes gave 828 to 856, a slow swing-up or a fall gives far less
     assert report(run_dir)["teacher"]["return"]["mean"] == pytest.approx(np.mean(returns))
-    assert report(run_dir)["teacher_queries"] == {"states_annotated": 1_000, "gradients_asked": 0}
+    expected = {"states_annotated": 1_000, "gradients_asked": 0, "demonstration_queries": 4_000}
+    assert report(run_dir)["teacher_queries"] == expected
 
 
 def test_the_torch_teacher_is_the_snapshot_whose_weights_it_reads(tmp_path):
@@ -38,7 +39,9 @@ def test_the_torch_teacher_is_the_snapshot_whose_weights_it_reads(tmp_path):
     torch.testing.assert_close(gradient, snapshot.action_gradient(obs, action))
     assert (gradient != 0).all() and not gradient.requires_grad
     run_dir = run_row("tg:1", tmp_path / "run", tmp_path / "demos", teacher=TORCH, **SHORT)
-    assert report(run_dir)["teacher_queries"] == {"states_annotated": 0, "gradients_asked": 20 * SMALL["batch_size"]}
+    expected = {"states_annotated": 0, "gradients_asked": 20 * SMALL["batch_size"]}
+    expected |= {"demonstration_queries": 4_000, "diagnosis_queries": 1_000}
+    assert report(run_dir)["teacher_queries"] == expected
 
 
 # ---- Gymnasium

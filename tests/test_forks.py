@@ -20,7 +20,7 @@ FORKS = {  # patterns and what they become
     "another critic": {r"self.head\((.*obs, action.*)\)": r"self.head(\1).relu()"},
     "another width": {"hidden: int = 256": "hidden: int = 64", r"head\(256, ": "head(64, "},
     "noise of torch's global generator": {r"= target_policy\(.*": r"\g<0> + torch.randn_like(batch['action'])"},
-    "a flag less": {r"    dqda_clip: .*\n.*\n": "", '"dqda_clip"(, )?': "", "args.dqda_clip": "1.0"},
+    "a flag less": {r"    dqda_clip: .*\n.*\n": "", "args.dqda_clip": "1.0"},
 }
 
 

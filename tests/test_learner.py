@@ -1,6 +1,5 @@
 """The learner's loop never waits for the device between log points, and compiles whole to the same learning."""
 
-import contextlib
 import shutil
 from unittest import mock
 
@@ -43,10 +42,8 @@ def learn_without_values(row, compute=None):
         replay = Replay(100, ENV.obs_size, ENV.action_size, args.n_step, args.gamma, CPU)
         replay.append([episode])
         script.annotate(args, replay, agent.bc_policy, agent.previous_policy, teacher)
-        sampler, run = torch.Generator().manual_seed(0), StubRun()
         with copies:
-            script.learn(args, agent, teacher, replay, sampler, run, compute or script.compute_gradients, 0, 3)
-    assert isinstance(run._bad_step, torch.Tensor)  # it has watched
+            script.learn(args, agent, teacher, replay, StubRun(), compute or script.compute_gradients, 0, 3)
 
 
 @pytest.mark.parametrize("row", ROWS)
@@ -92,7 +89,7 @@ def test_compiled_learning_is_the_same_learning(row):
     """A first call that compiles, then no other: `launch.compiled` makes that an error."""
     script, args = make_args(row)
     teacher = make_teacher()
-    compute = launch.compiled(script.compute_gradients, CPU, contextlib.nullcontext)
+    compute = launch.compiled(script.compute_gradients, CPU)
     compiled, eager = (hundred_updates(script, args, c, teacher) for c in (compute, script.compute_gradients))
     assert (compiled - eager).abs().max() < 1e-5  # seen: 1e-6; a hundred steps of 1e-4 would make 1e-2
     start = make_agent(script, args)
@@ -108,9 +105,8 @@ def test_a_whole_run_compiles_once_and_books_its_phases(tmp_path, demo_dir, caps
     run_dir = run_row("tg:1", tmp_path / "run", demo_dir, compile=True, teacher=mine, **flags)
     assert capsys.readouterr().out.count("compiling the update took") == 1
     seconds = report(run_dir)["seconds"]
-    phases = {"demonstrations", "cloning", "critic evaluation", "deploying", "annotating", "learning", "compiling"}
+    phases = {"demonstrations", "cloning", "critic evaluation", "deploying", "annotating", "learning"}
     assert phases | {"waiting for evaluations", "report episodes", "writing"} <= seconds.keys()
-    assert seconds["compiling"] > seconds["learning"]  # 61 updates
 
 
 TEACHER = """

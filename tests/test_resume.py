@@ -9,19 +9,20 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 from small import TOY, differences, live, make_args, metrics, own, report, result, run_row, script
 
-from common import UserError, checkpoint, files, folder, launch
+from common import UserError, envs, files, launch
+from common import run as run_module
+from common.run import Run
 
 STEPS = ((0, 3), (0, 39), (0, 50), (1, 0), (1, 20), (2, 40), (2, 50), (2, 60))
 ONLINE = {"teacher": "none", "num_cycles": 20, "keep_every": 3}
 ONLINE_STEPS = [(cycle, step) for cycle in range(1, 21) for step in range(7, 61, 10)]
 ENDS = {  # row, flags, how it is ended, and at how many moments at least
-    "killed": ("ta:1", {}, {"renames": True}, 40),
+    "killed": ("ta:1", {}, {"renames": True}, 30),
     "signalled": ("bc_reg_decay:5", {"demos_in_replay": True}, {"renames": True, "number": signal.SIGTERM}, 25),
     "online": ("bc", ONLINE, {"renames": True, "steps": ONLINE_STEPS}, 50),
     "online, signalled": ("bc", ONLINE, {"steps": ONLINE_STEPS, "number": signal.SIGTERM}, 6),
@@ -55,10 +56,8 @@ def test_a_run_that_is_ended_everywhere_comes_to_the_same_end(end, tmp_path, dem
     _, args = make_args(row, tmp_path / "run", tmp_path / "demos", **(TOY | flags))
     assert len(torment(row, args, **how)) >= at_least
     assert differences(result(tmp_path / "run"), result(left_alone)) == []
-    if end == "online, signalled":  # and so saved between the cycles that are kept
-        assert names(tmp_path / "run") > names(left_alone)
-    else:
-        assert names(tmp_path / "run") == names(left_alone)
+    more = {Path("wandb.json")} if "track" in flags else set()
+    assert names(tmp_path / "run") == names(left_alone) | more
     if row != "bc":  # it was ended in critic evaluation, before this line was written
         (line,) = [line for line in metrics(tmp_path / "run") if "teacher/episodic_return" in line]
         assert line["pretrain_step"] == 60
@@ -143,69 +142,53 @@ def test_another_teacher_is_refused_with_both_hashes(alone, tmp_path, demo_dir):
     live("ta:1", args, steps=[(1, 20)])
     shutil.copy(second, tmp_path / "teacher.pt")
     hashes = [hashlib.sha256(path.read_bytes()).hexdigest() for path in (first, second)]
-    with pytest.raises(UserError, match="another teacher: .* had SHA-256 {} and has {} now".format(*hashes)):
+    with pytest.raises(UserError, match="another teacher: .* had SHA-256 {}, .* has {};".format(*hashes)):
         module.main(args)
     shutil.copy(first, tmp_path / "teacher.pt")
     assert report(module.main(args))["teacher"]["sha256"] == hashes[0]
 
 
-def test_other_code_or_packages_are_named_refused_and_if_accepted_booked(stopped, tmp_path, demo_dir, monkeypatch):
+def test_other_code_or_packages_are_named_and_booked(stopped, tmp_path, demo_dir, monkeypatch, capsys):
     module, args = copied(stopped, tmp_path, demo_dir)
-    shutil.copytree(Path(folder.__file__).parent, tmp_path / "common")
-    shutil.copy(module.__file__, tmp_path)
-    monkeypatch.setattr(folder, "__file__", str(tmp_path / "common" / "folder.py"))
-    monkeypatch.setattr(module, "__file__", str(tmp_path / "gbrl_teacher_action.py"))
-    for name in ("gbrl_teacher_action.py", "common/replay.py"):
-        before = (tmp_path / name).read_bytes()
-        (tmp_path / name).write_bytes(before + b"# edited\n")
-        with pytest.raises(UserError, match=f"begun with other code or packages: {name}\\. .*--accept-changes"):
-            module.main(args)
-        (tmp_path / name).write_bytes(before)
+    shutil.copytree(Path(run_module.__file__).parent, tmp_path / "common")
+    monkeypatch.setattr(run_module, "__file__", str(tmp_path / "common" / "run.py"))
+    (tmp_path / "common" / "new.py").touch()
     version = importlib.metadata.version
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "1.0" if name == "numpy" else version(name))
-    (tmp_path / "common" / "new.py").touch()
-    with pytest.raises(UserError, match=rf"numpy {version('numpy')} -> 1\.0, common/new\.py\. "):
-        module.main(args)
     named = files.load_json(Path(args.run_dir) / "versions.json", "versions")
     assert {"python", "torch", "numpy", "dm-control", "mujoco"} <= named.keys()
-    assert live("ta:1", dataclasses.replace(args, accept_changes=True), steps=[(2, 60)]) == (2, 60)
-
-    @dataclasses.dataclass
-    class More(module.Args):
-        new_flag: int = 0
-
-    More.__module__ = module.__name__
-    more = More(**vars(args))
-    assert live("ta:1", dataclasses.replace(more, accept_changes=True), steps=[(2, 61)]) is None
-    (changes,) = report(module.main(args))["changes"]  # which it was once and isn't since
-    assert changes["numpy"] == [version("numpy"), "1.0"] and changes["common/new.py"][0] is None
+    (changes,) = report(module.main(args))["changes"]
+    assert changes == {"numpy": [version("numpy"), "1.0"], "common/new.py": [None, hashlib.sha256(b"").hexdigest()]}
+    assert "warning: numpy, common/new.py changed since this run was started" in capsys.readouterr().out
 
 
-def test_what_was_learned_on_another_kind_of_device_is_told():
-    parts = {"sampler": torch.Generator()}
-    state = checkpoint.collect(parts)
-    checkpoint.put_back(parts, state)
-    state["parts"]["sampler"] = torch.zeros(16, dtype=torch.uint8)  # as a GPU's generator has it
+def test_what_was_learned_on_another_kind_of_device_is_told(stopped, tmp_path, demo_dir):
+    module, args = copied(stopped, tmp_path, demo_dir)
+    path = Path(args.run_dir) / "checkpoint.pt"
+    content = files.load_torch(path, "checkpoint")
+    content["state"]["parts"]["sampler"] = torch.zeros(16, dtype=torch.uint8)  # as a GPU's generator has it
+    files.save_torch(path, content)
     with pytest.raises(UserError, match="another kind of device than cpu"):
-        checkpoint.put_back(parts, state)
+        module.main(args)
 
 
 def test_a_folder_in_use_is_refused(tmp_path, demo_dir):
     module, args = make_args("bc", tmp_path / "run", demo_dir, **TOY)
-    user = folder.Folder(args, "bc", None, Path(module.__file__))
+    user = Run(args, "bc", envs.spec(args.env_id), None, module.__file__)
     with pytest.raises(UserError, match="in use by another process"):
         module.main(args)
-    user.close()
+    user._lock.close()
+    shutil.rmtree(tmp_path / "run")
     module.main(args)
 
 
 def test_two_runs_of_the_same_second_get_folders_of_their_own(tmp_path, demo_dir, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(folder.time, "time", lambda: 1_700_000_000.5)
+    monkeypatch.setattr(run_module.time, "time", lambda: 1_700_000_000.5)
     module, args = make_args("ta:1", "unused", demo_dir, **TOY)
     args.run_dir = None
-    both = [folder.Folder(args, "ta:1", None, Path(module.__file__)) for _ in range(2)]
-    assert [one.path.name for one in both] == [f"toy.py-Point__ta-1__1__170000000{i}" for i in range(2)]
+    both = [Run(args, "ta:1", envs.spec(args.env_id), None, module.__file__) for _ in range(2)]
+    assert [one.dir.name for one in both] == [f"toy.py-Point__ta-1__1__170000000{i}" for i in range(2)]
 
 
 # ---- --pretrained
@@ -238,25 +221,37 @@ def test_a_clone_is_taken_over_from_a_run_that_took_it_over_and_no_longer_needed
 def test_a_clones_lines_are_tracked_but_not_in_its_own_wandb_run(alone, tmp_path, demo_dir, monkeypatch):
     import wandb
 
-    path = shutil.copytree(alone("bc"), tmp_path / "tracked") / "cycle_0000" / "checkpoint.pt"
-    files.save_torch(path, files.load_torch(path, "checkpoint") | {"wandb_id": "its own"})
     logged, started = [], []
-    mine = SimpleNamespace(id="mine", log=logged.append, summary={}, finish=lambda **_: None)
+
+    class Mine:
+        id, step, summary = "mine", 0, {}
+
+        def log(self, values, step):
+            logged.append((step, values))
+
+        def define_metric(self, *_, **__): ...
+        def save(self, *_, **__): ...
+        def finish(self, **_): ...
+
     monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setattr(wandb, "init", lambda **about: (started.append(about["id"]), mine)[1])
-    monkeypatch.setattr(wandb, "define_metric", lambda *_, **__: None)
-    run_dir = run_row("ta:1", tmp_path / "run", demo_dir, pretrained=str(tmp_path / "tracked"), track=True, **TOY)
-    assert started == [None]
-    assert logged[:-1] == [pytest.approx(line) for line in metrics(run_dir)]
-    assert any("teacher/episodic_return" in line for line in logged)  # of cycle 0
+    monkeypatch.setattr(wandb, "init", lambda **about: (started.append(about), Mine())[1])
+    run_dir = run_row("ta:1", tmp_path / "run", demo_dir, pretrained=str(alone("bc")), track=True, **TOY)
+    (about,) = started
+    assert about["id"] == files.load_json(run_dir / "wandb.json", "id")["id"] and about["job_type"] == "run"
+    assert about["group"].startswith("toy.py:Point, teacher toy.py:Pusher, 2 cycles, 400 steps, 61 updates, ta:1,")
+    assert len(about["group"]) <= 128 and all(len(tag) <= 64 for tag in about["tags"])
+    lines = metrics(run_dir)
+    assert logged[:-1] == list(enumerate(lines)) and logged[-1][0] == len(lines)
+    assert {"cycles", "learning_curve"} <= logged[-1][1].keys()
+    assert any("teacher/episodic_return" in line for _, line in logged)  # of cycle 0
 
 
 def test_a_clone_of_another_run_is_refused(alone, tmp_path, demo_dir):
     live("bc", make_args("bc", tmp_path / "unfinished", demo_dir, **TOY)[1], steps=[(0, 50)])
     shutil.copytree(alone("bc"), tmp_path / "damaged")
-    (tmp_path / "damaged" / "metrics.csv").write_text("cycle\n")
+    (tmp_path / "damaged" / "metrics.jsonl").write_text("cycle\n")
     shutil.copytree(alone("bc"), tmp_path / "lost")
-    (tmp_path / "lost" / "metrics.csv").unlink()
+    (tmp_path / "lost" / "metrics.jsonl").unlink()
     other = {"teacher": str(alone("bc") / "cycle_0001" / "snapshot.pt")}
     refused = [
         (alone("bc"), {"seed": 2}, "--seed 1, not 2"),
@@ -264,8 +259,8 @@ def test_a_clone_of_another_run_is_refused(alone, tmp_path, demo_dir):
         (alone("bc"), other, "another teacher, SHA-256 .*, not "),
         (tmp_path / "unfinished", {}, "no run that has finished its pre-training"),
         (tmp_path / "nowhere", {}, "no run that has finished its pre-training"),
-        (tmp_path / "damaged", {}, "its metrics.csv isn't what it wrote"),
-        (tmp_path / "lost", {}, "its metrics.csv isn't what it wrote"),
+        (tmp_path / "damaged", {}, "its metrics.jsonl isn't what it wrote"),
+        (tmp_path / "lost", {}, "its metrics.jsonl isn't what it wrote"),
     ]
     for source, flags, sentence in refused:
         module, args = make_args("ta:1", tmp_path / "run", demo_dir, pretrained=str(source), **(TOY | flags))
