@@ -19,8 +19,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import methods
 import numpy as np
-import rows
 import torch
 import tyro
 from torch.utils.flop_counter import FlopCounterMode
@@ -34,7 +34,7 @@ from common.replay import Replay
 from common.rollouts import Episode
 
 WALKER = EnvSpec("walker-run", 24, 6, 1000)
-ROWS = [f"{name}:1" if row.decays else name for name, row in rows.ROWS.items()]
+ROWS = [f"{name}:1" if row.decays else name for name, row in methods.METHODS.items()]
 
 
 @dataclass
@@ -75,7 +75,7 @@ def make_teacher(device: torch.device) -> snapshots.Snapshot:
 
 def make_args(row: str) -> tuple[ModuleType, Any]:
     """The row's script and its resolved flags."""
-    script, args = rows.load(row)
+    script, args = methods.load(row)
     return script, script.resolve(args, WALKER)
 
 

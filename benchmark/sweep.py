@@ -1,24 +1,32 @@
-"""Run rows of the table x tasks x seeds, a few at a time; start it again to go on where it was ended.
+"""Run methods x tasks x seeds, a few at a time; start it again to go on where it was ended.
 
-    python benchmark/sweep.py --rows bc ta_qf ta:1 bc_reg_decay:5 --seeds 1 2 3 --scale 0.02 --output runs
+    python benchmark/sweep.py --methods bc ta_qf ta:1 bc_reg_decay:5 --seeds 1 2 3 --scale 0.02 --output runs
 
-It ends with a picture, `curves.png` in --output. A row may carry readings behind commas: ta_qf,beta:5. All rows of a
-task, teacher and seed start from one clone, which is made first, in a run of its own, and taken over with --pretrained.
-Each run has a folder under --output, with what it prints in a `.log` beside it. Flags behind `--` go to all runs. On a
-cluster, give each job one row and one seed instead, with --run-dir, and requeue it.
+It ends with a picture, `curves.png` in --output. A method may carry options behind commas: ta_qf,beta:5. All methods of
+a task, teacher and seed start from one clone, which is made first, in a run of its own, and taken over with
+--pretrained. Each run has a folder under --output, with what it prints in a `.log` beside it. Flags behind `--` go to
+all runs.
+
+With --ray-address every run is a task of a Ray cluster: start the sweep in a folder that all nodes see under the same
+path, with this checkout and --output, and install requirements.txt and requirements-ray.txt on every node. When a node
+is lost, its runs go on elsewhere from their checkpoints. For any other scheduler, --print writes the commands.
 """
 
 import concurrent.futures
+import ctypes
 import importlib
 import os
+import shlex
+import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import methods
 import plot
-import rows
 import runs
 import tyro
 from tqdm import tqdm
@@ -29,13 +37,15 @@ sys.path.insert(0, str(ROOT))  # so that it runs from any folder
 import gbrl_d4pg  # noqa: E402
 from common import UserError, envs, files, launch  # noqa: E402
 
+MAX_LOSSES = 10  # of the nodes that work on one run, before the sweep gives it up [ours]
+
 
 @dataclass
 class Args:
     """Which runs."""
 
-    rows: list[str]
-    """rows of the table: bc, bc_reg, bc_reg_decay:R, between:R, ta:R, ta_qf, tg:R"""
+    methods: list[str]
+    """methods of the table, each with its options: bc, bc_reg, bc_reg_decay:R, between:R, ta:R, ta_qf, tg:R"""
     output: Path
     """folder of the run folders and of the picture"""
     env_ids: tuple[str, ...] = ("cartpole-swingup",)
@@ -49,10 +59,19 @@ class Args:
     scale: float = 1.0
     """fraction of the paper's budget"""
     parallel: int = 2
-    """runs at once"""
+    """runs at once on this machine"""
     results: Path | None = None
     """folder that keeps a small file of each finished run; a run whose file is there isn't run again, so give runs with
     other flags behind `--` another folder"""
+    ray_address: str | None = None
+    """address of a Ray cluster that runs them, or "auto" for the one of this machine"""
+    cpus_per_run: int = 1
+    """processors of each run on a cluster"""
+    gpus_per_run: float = 0.0
+    """GPUs of each run on a Ray cluster; several runs can share one"""
+    print: bool = False
+    """run nothing: print the command of each run that isn't finished; those of the first block, the clones, must be
+    finished before those of the second begin"""
 
 
 def refuse_other(words: list[str], saved: dict[str, Any], where: Path) -> None:
@@ -65,81 +84,153 @@ def refuse_other(words: list[str], saved: dict[str, Any], where: Path) -> None:
         raise UserError(f"{where} was run with {flag} {there}, not {wanted}; give another --output or --results.")
 
 
-def run(words: list[str], folder: Path) -> int:
-    """Start or continue one run; returns its exit status."""
-    if (folder / "report.json").exists():
-        return 0
-    folder.mkdir(parents=True, exist_ok=True)
+def command(words: list[str], folder: Path) -> list[str]:
+    """The words of `methods.command`, more flags behind them, as a command that starts or continues a run."""
     script, *flags = words
+    return [str(ROOT / script), *flags, "--run-dir", str(folder)]
+
+
+def run(words: list[str], folder: Path, clone_status: int = 0, **options: Any) -> int:
+    """Start or continue one run, if its clone is there; returns its exit status. `options` go to `subprocess.run`."""
+    if clone_status != 0 or (folder / "report.json").exists():
+        return clone_status
+    folder.mkdir(parents=True, exist_ok=True)
     with open(folder.parent / f"{folder.name}.log", "a") as log:
-        words = [sys.executable, str(ROOT / script), *flags, "--run-dir", str(folder)]
-        return subprocess.run(words, stdout=log, stderr=subprocess.STDOUT).returncode
+        words = [sys.executable, *command(words, folder)]
+        return subprocess.run(words, stdout=log, stderr=subprocess.STDOUT, **options).returncode
 
 
-def clone_of(row: str) -> str:
-    """`row`'s readings that `--pretrained` compares, so that rows with the same ones share a clone."""
+def run_on_node(here: str, words: list[str], folder: Path, clone_status: int = 0) -> int:
+    """`run` as a task of a Ray cluster, in the folder `here`. The run ends when the task does, however that ends."""
+    os.chdir(here)
+    libc, die_with_parent = ctypes.CDLL(None), 1  # PR_SET_PDEATHSIG, which only Linux has
+    options = {"preexec_fn": lambda: libc.prctl(die_with_parent, signal.SIGKILL)} if sys.platform == "linux" else {}
+    return run(words, folder, clone_status, **options)
+
+
+def on_ray(args: Args) -> Callable[..., Any]:
+    """`run_on_node` as a task of the cluster: called with its arguments, any of them a task's result, it begins.
+
+    Raises:
+        UserError: Ray isn't installed, or there is no such cluster.
+    """
+    try:
+        import ray
+    except ImportError as error:
+        raise UserError("--ray-address needs Ray: pip install -r requirements-ray.txt") from error
+    try:
+        ray.init(args.ray_address, logging_level="warning", log_to_driver=False)
+    except (ConnectionError, RuntimeError, ValueError) as error:  # none there, or of another version
+        raise UserError(f"--ray-address {args.ray_address}: {error}") from error
+    needs = {"num_cpus": args.cpus_per_run, "num_gpus": args.gpus_per_run, "max_retries": MAX_LOSSES}
+    return ray.remote(run_on_node).options(**needs).remote
+
+
+def processors(root: Path = Path("/")) -> int:
+    """Processors that this process may use: by its affinity, its control groups' quotas and its Slurm job."""
+    limits = [len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1]
+    if (share := os.environ.get("SLURM_CPUS_PER_TASK", "")).isdigit():
+        limits.append(int(share))
+    own, groups = root / "proc/self/cgroup", root / "sys/fs/cgroup"
+    lines = own.read_text().splitlines() if own.exists() else []
+    for path in [Path(line.split(":", 2)[2].lstrip("/")) for line in lines]:
+        for group in (path, *path.parents):  # the quota of each holds; in a container only the last may be there
+            v1 = [groups / "cpu" / group / f"cpu.cfs_{name}_us" for name in ("quota", "period")]
+            for numbers in ([groups / group / "cpu.max"], v1):
+                try:
+                    quota, period = map(int, " ".join(number.read_text() for number in numbers).split())
+                except (OSError, ValueError):  # no such group, or "max"
+                    continue
+                if quota > 0:
+                    limits.append(quota // period)
+    return max(1, min(limits))
+
+
+def clone_of(name: str) -> str:
+    """The method that makes the clone of `name`: bc, with those options of `name` that `--pretrained` compares."""
     cloning = vars(gbrl_d4pg.Args()).keys() - launch.INHERITED - launch.CYCLES_AND_BUDGET
-    readings = row.split(",")[1:]
-    return ",".join(["bc", *(r for r in readings if r.partition(":")[0].replace("-", "_") in cloning)])
+    options = name.split(",")[1:]
+    return ",".join(["bc", *(o for o in options if o.partition(":")[0].replace("-", "_") in cloning)])
 
 
 def main(args: Args, more: list[str]) -> None:
     """Run all, report each that ends, and exit with status 1 if one failed. Raises UserError for what can't be run."""
-    if args.parallel < 1:
-        raise UserError("--parallel must be at least 1.")
+    if args.parallel < 1 or args.cpus_per_run < 1:
+        raise UserError("--parallel and --cpus-per-run must be at least 1.")
     clones: dict[Path, list[str]] = {}
     finished: list[Path] = []
     jobs: dict[Path, tuple[Path, list[str]]] = {}
-    for seed in args.seeds:  # all rows of a seed before the next seed: an early end leaves whole comparisons
+    for seed in args.seeds:  # all methods of a seed before the next seed: an early end leaves whole comparisons
         for env_id in args.env_ids:
             for cycles in args.num_cycles:
-                for row in args.rows:
+                for method in args.methods:
                     budget = (f"{args.scale:g}", str(seed))
                     task, by = (Path(flag).name.replace(":", "-") for flag in (env_id, args.teacher))  # may be files
-                    name = "__".join([task, row.replace(":", "-"), by, str(cycles), *budget])
+                    name = "__".join([task, method.replace(":", "-"), by, str(cycles), *budget])
                     shared = ["--env-id", env_id, "--teacher", args.teacher, "--seed", str(seed), *more]
                     shared += ["--scale", str(args.scale)]
-                    clone = clone_of(row)
+                    clone = clone_of(method)
                     folder = args.output / "__".join(["clone", task, clone.replace(":", "-"), by, *budget])
                     episode = str(envs.spec(env_id).episode_length)  # one, the least that a run may have
                     short = ["--num-cycles", "1", "--actor-steps", episode, "--learner-steps", "1"]
-                    words = [*rows.command(row), *shared, "--num-cycles", str(cycles), "--pretrained", str(folder)]
+                    words = [
+                        *methods.command(method),
+                        *shared,
+                        "--num-cycles",
+                        str(cycles),
+                        "--pretrained",
+                        str(folder),
+                    ]
                     kept = args.results and args.results / f"{name}.json"
                     if kept and kept.exists():
                         refuse_other(words, runs.load(kept).resolved, kept)
                         finished.append(kept)
                         continue
-                    clones[folder] = [*rows.command(clone), *shared, *short]
+                    clones[folder] = [*methods.command(clone), *shared, *short]
                     jobs[args.output / name] = (folder, words)
     for folder, words in (clones | {folder: words for folder, (_, words) in jobs.items()}).items():
         if (folder / "report.json").exists():  # here, not as a thread comes to it: tyro isn't made for threads
             refuse_other(words, files.load_json(folder / "args.json", "arguments")["args"], folder)
 
     if not any(word.startswith("--num-workers") for word in more):  # a run's learner and workers share its processors
-        processors = os.cpu_count() or 1
+        of_run = of_clone = args.cpus_per_run
+        if not args.print and args.ray_address is None:
+            of_run = processors() // args.parallel
+            of_clone = processors() // min(args.parallel, len(clones) or 1)  # often there is only one
         for _, words in jobs.values():
-            words += ["--num-workers", str(max(0, processors // args.parallel - 1))]
-        # A clone runs its episodes while nothing learns, and often there is only one.
-        share = processors // min(args.parallel, len(clones) or 1)
-        for words in clones.values():
-            words += ["--num-workers", str(share if share > 1 else 0)]
+            words += ["--num-workers", str(max(0, of_run - 1))]
+        for words in clones.values():  # a clone runs its episodes while nothing learns
+            words += ["--num-workers", str(of_clone if of_clone > 1 else 0)]
 
+    if args.print:
+        for block in (clones, {folder: words for folder, (_, words) in jobs.items()}):
+            todo = {folder: words for folder, words in block.items() if not (folder / "report.json").exists()}
+            print(*(shlex.join(["python", *command(words, folder)]) for folder, words in todo.items()), "", sep="\n")
+        return
+
+    failed = []
     with concurrent.futures.ThreadPoolExecutor(args.parallel) as pool:
-        cloning = {folder: pool.submit(run, words, folder) for folder, words in clones.items()}
+        if args.ray_address is None:
+            cloning = {folder: pool.submit(run, words, folder) for folder, words in clones.items()}
 
-        def start(clone: Path, words: list[str], folder: Path) -> int:
-            status = cloning[clone].result() or run(words, folder)
-            if status == 0 and args.results is not None:
-                runs.save(folder, args.results / f"{folder.name}.json")
-            return status
+            def start(clone: Path, words: list[str], folder: Path) -> int:
+                return run(words, folder, cloning[clone].result())
 
-        futures = {pool.submit(start, *job, folder): folder for folder, job in jobs.items()}
-        failed = []
+            futures = {pool.submit(start, *job, folder): folder for folder, job in jobs.items()}
+        else:
+            submit, here = on_ray(args), os.getcwd()
+            cloning = {folder: submit(here, words, folder) for folder, words in clones.items()}
+            tasks = {submit(here, words, folder, cloning[clone]): folder for folder, (clone, words) in jobs.items()}
+            futures = {task.future(): folder for task, folder in tasks.items()}
         try:
             for future in tqdm(concurrent.futures.as_completed(futures), total=len(futures), unit="run", disable=None):
-                if future.result() != 0:
-                    failed.append(futures[future])
-                    tqdm.write(f"failed: {futures[future]}, see {futures[future]}.log and its clone's")
+                folder = futures[future]
+                if (error := future.exception()) or future.result() != 0:
+                    failed.append(folder)
+                    reason = f" ({type(error).__name__}: {error})" if error else ""
+                    tqdm.write(f"failed: {folder}{reason}, see {folder}.log and its clone's")
+                elif args.results is not None:
+                    runs.save(folder, args.results / f"{folder.name}.json")
         except BaseException:  # such as Ctrl-C, which reaches the runs too: no other is begun
             pool.shutdown(cancel_futures=True)
             raise

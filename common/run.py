@@ -155,7 +155,7 @@ class Run:
         if args.track:
             self._metrics.track()
         self._stopwatch.before = self._saved["wall_s"] if self._saved else 0.0
-        self._workers = Workers(self.env, args.num_workers, ray_address=args.ray_address)
+        self._workers = Workers(self.env, args.num_workers)
         again = shlex.join(["python", str(self._script), "--resume", str(self.dir.resolve())])
         self._interrupt = Interrupt(f"go on with: {again}")
 

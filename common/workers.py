@@ -1,8 +1,6 @@
-"""Blocks of episodes in worker processes or on a Ray cluster. The data is the same as in this process, bit for bit."""
+"""Blocks of episodes in worker processes. The data is the same as in this process, bit for bit."""
 
-import concurrent.futures
 import copy
-import faulthandler
 import itertools
 import multiprocessing
 import os
@@ -10,14 +8,12 @@ import pickle
 import signal
 import sys
 import threading
-from collections.abc import Callable
+import traceback
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
-import pebble
 import torch
 from tqdm import tqdm
 
@@ -26,129 +22,106 @@ from common.envs import EnvSpec
 from common.rollouts import BLOCK, Actor, Episode, Pending, num_steps, run_block
 
 MAX_TRIES = 3  # of one block, before a lost worker becomes an error [ours]
-BLOCK_TIMEOUT = 3600.0  # seconds until a block counts as hung [ours: a teacher that plans for 1 s a step needs 1,000]
 
 
 def _run_pickled(
-    pickled_actor: bytes, env_id: str, sigma: float, stream: tuple[int, ...], indices: range
+    env_id: str, pickled_actor: bytes, sigma: float, stream: tuple[int, ...], indices: range
 ) -> list[Episode]:
     return run_block(env_id, pickle.loads(pickled_actor), sigma, stream, indices)
 
 
-def _run_on_ray(timeout: float, *arguments: Any) -> list[Episode] | str:
-    """Run a block in a Ray worker, which is lost on purpose if it hangs. Returns the sentence of a UserError."""
-    faulthandler.dump_traceback_later(timeout, exit=True)
+def _run_in_worker(*arguments: Any) -> list[Episode]:
     try:
         return _run_pickled(*arguments)
-    except UserError as error:
-        return str(error)
-    finally:
-        faulthandler.cancel_dump_traceback_later()
-
-
-class _OnRay:
-    """A block on a Ray cluster. Ray itself runs it again, at once, when its node or worker is lost."""
-
-    def __init__(self, ray: ModuleType, task: Any, what: str) -> None:
-        self._ray, self._task, self._what = ray, task, what
-
-    def done(self) -> bool:
-        return bool(self._ray.wait([self._task], timeout=0)[0])
-
-    def result(self) -> list[Episode]:
+    except Exception as error:
         try:
-            answer = self._ray.get(self._task)
-        except self._ray.exceptions.RayError as error:
-            raise UserError(f"{self._what} failed on the cluster ({type(error).__name__}): {error}") from error
-        if isinstance(answer, str):
-            raise UserError(answer)
-        return [Episode(*(np.array(values) for values in episode)) for episode in answer]  # Ray's can't be written to
+            pickle.loads(pickle.dumps(error))
+        except Exception:  # the pool would take an exception that can't be sent for a lost worker
+            raise RuntimeError("".join(traceback.format_exception(error))) from None
+        raise
 
 
-class _InWorker:
-    """A block in a worker. `result` runs it again when its worker died or hung; being pure, it gives the same bits."""
+class _Block:
+    """A block in a worker. It is run again if the worker dies; being a pure function, it gives the same bits."""
 
-    def __init__(self, submit: Callable[[], concurrent.futures.Future], what: str) -> None:
-        self._submit, self._what = submit, what
-        self._future = submit()
+    def __init__(self, workers: "Workers", arguments: tuple[Any, ...]) -> None:
+        self._workers, self.arguments = workers, arguments
+        self.tries, self.future = 0, Future()
+
+    def __str__(self) -> str:
+        env_id, _, _, stream, indices = self.arguments
+        return f"episodes {indices.start}-{indices.stop - 1} of stream {stream} on {env_id}"
 
     def done(self) -> bool:
-        return self._future.done()
+        return self.future.done()
 
     def result(self) -> list[Episode]:
-        for attempt in range(1, MAX_TRIES + 1):
+        while True:
             try:
-                return self._future.result()
-            except (pebble.ProcessExpired, BrokenProcessPool, concurrent.futures.TimeoutError) as error:
-                reason = repr(error)
-                if attempt < MAX_TRIES:
-                    print(f"a worker was lost in {self._what}: {reason}; running it again.", file=sys.stderr)
-                    self._future = self._submit()
-        raise UserError(f"{self._what} lost its worker {MAX_TRIES} times, at last by: {reason}.")
+                return self.future.result()
+            except BrokenProcessPool as error:
+                self._workers.run_again(error)
 
 
 class Workers:
-    """Runs blocks in `num_workers` processes, in this one if 0, or on a Ray cluster. The data is always the same."""
+    """Runs blocks in `num_workers` processes, or in this one if 0. The data is always the same."""
 
-    def __init__(
-        self, env: EnvSpec, num_workers: int, block_timeout: float = BLOCK_TIMEOUT, ray_address: str | None = None
-    ) -> None:
-        """Start nothing yet; processes start, and a cluster is asked for, with the first block.
-
-        Args:
-            env: the task of all episodes.
-            block_timeout: seconds after which a block in a worker counts as hung and is run again.
-            ray_address: of a running cluster, or "auto" for the one this machine is in. It runs as many blocks at once
-                as it has free CPUs, whatever `num_workers` says.
-        """
-        self._env, self.num_workers, self._timeout, self._pool = env, num_workers, block_timeout, None
-        self._ray_address, self._ray = ray_address, None
-        if ray_address is not None:
-            self.num_workers = max(1, num_workers)
-
-    def _start(self) -> pebble.ProcessPool:
-        # A fork server's children come from a process that never ran torch, CUDA or a thread: clean, and fast to start.
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["torch", "dm_control.suite"])
-        return pebble.ProcessPool(self.num_workers, initializer=_initialise_worker, context=context)
-
-    def _start_ray(self) -> ModuleType:
-        try:
-            import ray
-        except ImportError as error:
-            raise UserError("--ray-address needs Ray: pip install -r requirements-ray.txt") from error
-        root = Path(__file__).resolve().parent.parent  # nodes need the packages, but no checkout
-        code = [str(root / "common"), *(str(path) for path in root.glob("*.py"))]
-        try:
-            ray.init(self._ray_address, runtime_env={"py_modules": code}, logging_level="warning")
-        except (ConnectionError, RuntimeError, ValueError) as error:  # none there, or of another version
-            raise UserError(f"--ray-address {self._ray_address}: {error}") from error
-        return ray
+    def __init__(self, env: EnvSpec, num_workers: int) -> None:
+        """Start nothing yet; processes start with the first block. `env` is the task of all episodes."""
+        self._env, self.num_workers = env, num_workers
+        self._pool: ProcessPoolExecutor | None = None
+        self._unfinished: list[_Block] = []  # in the order in which the pool begins them
 
     def submit(self, actor: Actor, sigma: float, stream: tuple[int, ...], indices: range) -> Pending:
-        """Run one block with the actor as it is now: later changes to its weights don't reach the block."""
+        """Run one block with the actor as it is now: later changes to its weights don't reach the block.
+
+        Raises:
+            UserError: the workers can't start.
+        """
         if isinstance(actor, torch.nn.Module):
             actor = copy.deepcopy(actor).cpu()
-        env_id = self._env.env_id
-        what = f"episodes {indices.start}-{indices.stop - 1} of stream {stream} on {env_id}"
-        if self._ray_address is not None:
-            self._ray = self._ray or self._start_ray()
-            pickled = self._ray.cloudpickle.dumps(actor)  # takes the classes of `__main__` along
-            task = self._ray.remote(_run_on_ray).options(max_retries=MAX_TRIES - 1, num_cpus=1)
-            return _OnRay(self._ray, task.remote(self._timeout, pickled, env_id, sigma, stream, indices), what)
-        arguments = [pickle.dumps(actor), env_id, sigma, stream, indices]
+        arguments = (self._env.env_id, pickle.dumps(actor), sigma, stream, indices)
         if self.num_workers == 0:
-            done = concurrent.futures.Future()
+            done = Future()
             done.set_result(_run_pickled(*arguments))
             return done
-        return _InWorker(lambda: self._schedule(arguments), what)
+        block = _Block(self, arguments)
+        self._unfinished = [b for b in self._unfinished if not b.done() or _is_lost(b)] + [block]
+        self._begin(block)
+        return block
 
-    def _schedule(self, arguments: list[Any]) -> concurrent.futures.Future:
-        if self._pool is not None and not self._pool.active:
-            self.close()  # pebble gives its pool up when a worker dies while none is busy
+    def _begin(self, block: _Block) -> None:
         if self._pool is None:
-            self._pool = self._start()
-        return self._pool.schedule(_run_pickled, arguments, timeout=self._timeout)
+            # A fork server's children come from a process that never ran torch, CUDA or a thread: clean and fast.
+            context = multiprocessing.get_context("forkserver")
+            context.set_forkserver_preload(["torch", "dm_control.suite"])
+            self._pool = ProcessPoolExecutor(self.num_workers, context, _initialise_worker)
+        try:
+            block.future = self._pool.submit(_run_in_worker, *block.arguments)
+        except BrokenProcessPool as error:  # a worker died while none was busy; `result` begins the block again
+            block.future = Future()
+            block.future.set_exception(error)
+        except OSError as error:
+            raise UserError(
+                f"worker processes can't start ({error}); set TMPDIR to a folder with a short path, where their "
+                "sockets fit, or run without them: --num-workers 0."
+            ) from error
+
+    def run_again(self, error: BrokenProcessPool) -> None:
+        """Start new workers in place of a pool that lost one, and begin every unfinished block again.
+
+        Raises:
+            UserError: a block was running for the `MAX_TRIES`th time.
+        """
+        self.close()  # from here on no future changes
+        lost = [block for block in self._unfinished if _is_lost(block)]
+        for block in lost[: self.num_workers]:  # the others hadn't begun
+            block.tries += 1
+            if block.tries == MAX_TRIES:
+                raise UserError(f"{block} lost its worker {MAX_TRIES} times, at last by: {error!r}.")
+        print(f"a worker was lost in {lost[0]}: {error!r}; running it again.", file=sys.stderr)
+        for block in lost:
+            self._begin(block)
 
     def episodes(
         self, actor: Actor, sigma: float, stream: tuple[int, ...], indices: range, desc: str
@@ -185,20 +158,25 @@ class Workers:
         return episodes
 
     def close(self) -> None:
-        """Stop the processes, busy or not."""
-        if self._pool is not None:
-            self._pool.stop()
-            self._pool.join()
-            self._pool = None
-        if self._ray is not None:
-            self._ray.shutdown()  # ends this run's tasks, not the cluster
-            self._ray = None
+        """End the processes, busy or not, within a second or two."""
+        if self._pool is None:
+            return
+        pool, self._pool = self._pool, None
+        for process in list(pool._processes.values()):  # from Python 3.14 on it has kill_workers() for this
+            process.kill()
+        pool._result_queue._writer.close()  # else the pool waits for the rest of what a killed worker was sending
+        pool.shutdown(cancel_futures=True)
+
+
+def _is_lost(block: _Block) -> bool:
+    future = block.future
+    return future.done() and not future.cancelled() and isinstance(future.exception(), BrokenProcessPool)
 
 
 def _initialise_worker() -> None:
-    """One thread, gone when the run is gone; pebble has made it deaf to Ctrl-C, for the run itself decides."""
+    """One thread, gone when the run is gone, and deaf to Ctrl-C, for the run itself decides when to end."""
     torch.set_num_threads(1)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def watch() -> None:
         multiprocessing.parent_process().join()  # returns when the run ends, however it ends

@@ -19,23 +19,23 @@ full() { run "$@" -- $one_thread --eval-every 250; }
 # 1. A tenth of the paper's budget, expert teachers, and noise-free demonstrations beside the default.
 tenth="bc bc_reg bc_reg_decay:1 bc_reg_decay:5 ta:1 ta:5 ta_qf ta_qf,beta:5 tg:1 tg:5 ta:1,beta-decay ta:5,beta-decay"
 tenth="$tenth bc,demo-sigma:0 bc_reg_decay:1,demo-sigma:0 ta:1,demo-sigma:0 ta_qf,demo-sigma:0"
-sweep --scale 0.1 --env-ids $six --rows $tenth
+sweep --scale 0.1 --env-ids $six --methods $tenth
 # 2. The paper's budget, expert teachers.
 rows="bc bc_reg_decay:5 ta:1 ta:1,beta-decay ta_qf tg:1"
-full --env-ids cartpole-swingup cheetah-run --rows $rows
+full --env-ids cartpole-swingup cheetah-run --methods $rows
 # 3. Mid-tier teachers, as in the paper's Figure 7: at its budget, then at a tenth.
-full --env-ids cheetah-run --teacher mid --rows $rows
-sweep --scale 0.1 --env-ids $six --teacher mid --rows bc bc_reg_decay:1 bc_reg_decay:5 ta:1 ta:5 ta_qf tg:1 tg:5
+full --env-ids cheetah-run --teacher mid --methods $rows
+sweep --scale 0.1 --env-ids $six --teacher mid --methods bc bc_reg_decay:1 bc_reg_decay:5 ta:1 ta:5 ta_qf tg:1 tg:5
 # 4. Eight cycles, as in Figures 4 and 5.
-sweep --scale 0.1 --env-ids $six --num-cycles 8 --rows bc bc_reg bc_reg_decay:5
+sweep --scale 0.1 --env-ids $six --num-cycles 8 --methods bc bc_reg bc_reg_decay:5
 # 5. At the paper's budget the rows that its other claims and readings need, then more tasks, then second seeds.
-full --env-ids cartpole-swingup cheetah-run --rows bc_reg bc_reg_decay:1 ta:5 tg:5 ta:5,beta-decay ta_qf,beta:5
-full --env-ids walker-run finger-spin pendulum-swingup cartpole-balance --rows bc bc_reg_decay:5 ta:1 ta_qf
+full --env-ids cartpole-swingup cheetah-run --methods bc_reg bc_reg_decay:1 ta:5 tg:5 ta:5,beta-decay ta_qf,beta:5
+full --env-ids walker-run finger-spin pendulum-swingup cartpole-balance --methods bc bc_reg_decay:5 ta:1 ta_qf
 seed=2
-full --env-ids cartpole-swingup cheetah-run --rows $rows
-sweep --scale 0.1 --env-ids $six --rows $tenth
+full --env-ids cartpole-swingup cheetah-run --methods $rows
+sweep --scale 0.1 --env-ids $six --methods $tenth
 # 6. A clone below its expert, at a tenth of the budget; its results have a folder of their own.
 seed=1 runs=$runs/early_clone results=${results}_early_clone
 early="bc bc_reg bc_reg_decay:1 bc_reg_decay:5 ta:1 ta:5 ta:1,beta-decay ta:5,beta-decay ta_qf ta_qf,beta:5 tg:1 tg:5"
-run --scale 0.1 --env-ids $six --rows $early -- $one_thread --bc-learning-rate 1e-4 --bc-steps 20000
+run --scale 0.1 --env-ids $six --methods $early -- $one_thread --bc-learning-rate 1e-4 --bc-steps 20000
 exit $failed

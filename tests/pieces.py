@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 from unittest import mock
 
-import rows
+import methods
 import torch
 
 import gbrl_d4pg
@@ -15,7 +15,8 @@ from common.envs import EnvSpec
 
 CPU = torch.device("cpu")
 ENV = EnvSpec("made-up", 3, 2, 20)
-SCRIPTS = tuple(importlib.import_module(Path(name).stem) for name in sorted({row.script for row in rows.ROWS.values()}))
+FILES = sorted({method.script for method in methods.METHODS.values()})
+SCRIPTS = tuple(importlib.import_module(Path(name).stem) for name in FILES)
 ROWS = (
     "bc", "bc_reg,bc-weight:0.7", "bc_reg_decay:5", "between:1", "ta:1,beta:3", "ta:1,beta-decay", "ta_qf",
     "ta_qf,beta:3", "tg:5,teacher-dqda-clip:0.9",
@@ -24,7 +25,7 @@ ROWS = (
 
 def parse(row, **flags):
     """The row's script and its arguments as its command line gives them."""
-    script, args = rows.load(row)
+    script, args = methods.load(row)
     return script, dataclasses.replace(args, **flags)
 
 

@@ -10,8 +10,8 @@ import signal
 from multiprocessing import forkserver
 from pathlib import Path
 
+import methods
 import numpy as np
-import rows
 
 from common import Interrupted, files, rollouts
 from common.run import Run
@@ -24,8 +24,8 @@ SMALL = {
 FILE = Path(__file__).with_name("toy.py")
 TOY = {"env_id": f"{FILE}:Point", "teacher": f"{FILE}:Pusher", "actor_steps": 400}  # with these it takes a second
 RATES = {"bc_reg_decay": 5}  # where it isn't 1
-ROWS = tuple(f"{name}:{RATES.get(name, 1)}" if row.decays else name for name, row in rows.ROWS.items())
-SCRIPTS = tuple(dict.fromkeys(row.script.removesuffix(".py") for row in rows.ROWS.values()))
+ROWS = tuple(f"{name}:{RATES.get(name, 1)}" if row.decays else name for name, row in methods.METHODS.items())
+SCRIPTS = tuple(dict.fromkeys(row.script.removesuffix(".py") for row in methods.METHODS.values()))
 
 
 def own(folder, name, code):
@@ -41,7 +41,7 @@ def script(name):
 
 def make_args(row, run_dir, demo_dir, **flags):
     """The script of a row of the table, and the flags of its small run."""
-    module, args = rows.load(row)
+    module, args = methods.load(row)
     return module, dataclasses.replace(args, run_dir=str(run_dir), demo_dir=str(demo_dir), **(SMALL | flags))
 
 
@@ -107,7 +107,7 @@ def live(row, args, steps=(), renames=False, seen=(), number=signal.SIGKILL):
     Returns:
         The moment, or None if there was none and the run ended by itself.
     """
-    module, pipe = rows.load(row)[0], multiprocessing.Pipe(duplex=False)
+    module, pipe = methods.load(row)[0], multiprocessing.Pipe(duplex=False)
 
     def child():
         forkserver._forkserver.__init__()  # the parent's can start no workers here

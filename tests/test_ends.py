@@ -1,7 +1,9 @@
 """Runs that end badly: a full disk, numbers that aren't finite, workers that die or hang, processes left behind."""
 
 import collections
+import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -133,6 +135,13 @@ class Hangs(Pusher):
         return super().action(obs)
 
 
+class AlwaysDies(Pusher):
+    def action(self, obs):
+        if len(obs) == 10:
+            os.kill(os.getpid(), 9)
+        return super().action(obs)
+
+
 class Raises(Pusher):
     def action(self, obs):
         if len(obs) == 10:
@@ -147,27 +156,69 @@ class Begins(Point):
 """
 
 
-def test_a_lost_worker_changes_nothing(tmp_path, capfd):
+@pytest.mark.parametrize("num_workers", (1, 2))
+def test_a_lost_worker_changes_nothing(num_workers, tmp_path, capfd):
     spec = envs.spec(TOY["env_id"])
     teacher = teachers.load(own(tmp_path, "Dies", TEACHERS), spec, "demonstrations", CPU)
-    pool = Workers(spec, 1)
-    there = pool.episodes(teacher.action, 0.3, (7,), range(20), "busy")
-    assert "episodes 0-9 of stream (7,)" in capfd.readouterr().err
-    (worker,) = pool._pool._pool_manager.worker_manager.workers.values()
-    os.kill(worker.pid, signal.SIGKILL)  # idle
-    there += pool.episodes(teacher.action, 0.3, (7,), range(20, 30), "idle")
+    pool = Workers(spec, num_workers)
+    there = pool.episodes(teacher.action, 0.3, (7,), range(50), "busy")
+    told = capfd.readouterr().err
+    assert re.search(r"a worker was lost in episodes \d+-\d+ of stream \(7,\).*running it again", told)
+    os.kill(next(iter(pool._pool._processes)), signal.SIGKILL)  # idle
+    there += pool.episodes(teacher.action, 0.3, (7,), range(50, 60), "idle")
     pool.close()
-    assert equal(there, Workers(spec, 0).episodes(teacher.action, 0.3, (7,), range(30), "here"))
+    assert equal(there, Workers(spec, 0).episodes(teacher.action, 0.3, (7,), range(60), "here"))
 
 
-def test_a_worker_that_always_hangs_is_ended_and_becomes_an_error(tmp_path, capfd):
+def test_a_worker_that_always_dies_becomes_an_error(tmp_path, capfd):
     spec = envs.spec(TOY["env_id"])
-    teacher = teachers.load(own(tmp_path, "Hangs", TEACHERS), spec, "demonstrations", CPU)
-    pool = Workers(spec, 1, block_timeout=1.0)
-    with pytest.raises(UserError, match=r"episodes 0-1 .* lost its worker 3 times, at last by: .*Task timeout.*1\.0"):
-        pool.episodes(teacher.action, 0.0, (7,), range(2), "hangs")
+    teacher = teachers.load(own(tmp_path, "AlwaysDies", TEACHERS), spec, "demonstrations", CPU)
+    pool = Workers(spec, 1)
+    with pytest.raises(UserError, match=r"episodes 0-9 .* lost its worker 3 times, at last by: BrokenProcessPool"):
+        pool.episodes(teacher.action, 0.0, (7,), range(40), "dies")
     pool.close()
     assert capfd.readouterr().err.count("running it again") == workers.MAX_TRIES - 1
+
+
+def test_a_hung_worker_is_ended_with_the_pool(tmp_path):
+    spec = envs.spec(TOY["env_id"])
+    teacher = teachers.load(own(tmp_path, "Hangs", TEACHERS), spec, "demonstrations", CPU)
+    pool = Workers(spec, 2)
+    for start in range(0, 60, 10):
+        pool.submit(teacher.action, 0.0, (7,), range(start, start + 10))
+    while len([*tmp_path.glob("hung *")]) < 2:
+        time.sleep(0.1)
+    processes, began = list(pool._pool._processes.values()), time.monotonic()
+    pool.close()
+    assert time.monotonic() - began < 5 and not any(process.is_alive() for process in processes)
+
+
+class Two(Exception):
+    """An exception that can be pickled but not unpickled."""
+
+    def __init__(self, first, second):
+        super().__init__(first + second)
+
+
+def raise_two(obs):
+    raise Two("in the", " worker")
+
+
+def test_an_exception_that_cannot_be_sent_is_told_and_is_no_lost_worker():
+    told = pytest.raises(RuntimeError, match=r"line \d+, in raise_two(.|\n)*Two: in the worker")
+    with contextlib.closing(Workers(envs.spec(TOY["env_id"]), 1)) as pool, told:
+        pool.episodes(raise_two, 0.0, (7,), range(2), "raises")
+
+
+def test_workers_that_cannot_start_say_why(tmp_path):
+    folder = tmp_path / ("long" * 20)
+    folder.mkdir()
+    flags = SMALL | TOY | {"num_workers": 1, "demo_dir": tmp_path, "run_dir": tmp_path / "run"}
+    words = [f"--{name.replace('_', '-')}={value}" for name, value in flags.items()]
+    command = [sys.executable, script("gbrl_d4pg").__file__, *words]
+    done = subprocess.run(command, env=os.environ | {"TMPDIR": str(folder)}, capture_output=True, text=True)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert re.search(r"error: worker processes can't start \(.*too long.*TMPDIR .*--num-workers 0", done.stderr)
 
 
 def of(mark):

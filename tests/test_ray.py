@@ -1,52 +1,60 @@
-"""Episodes on a Ray cluster are the same, also when one of its nodes is lost in the middle. Deselect: -m "not ray"."""
+"""A sweep on a Ray cluster ends as one on this machine, also when a node is lost. Deselect: -m "not ray"."""
 
 import os
+import subprocess
+import sys
 import time
 
 import pytest
-from small import equal, script
+from small import ROOT, SMALL, TOY, differences, result
 
-from common import UserError, envs
-from common.workers import Workers
-
-ray = pytest.importorskip("ray", reason="Ray isn't installed: pip install -r requirements-ray.txt")
+pytest.importorskip("ray", reason="Ray isn't installed: pip install -r requirements-ray.txt")
 pytestmark = pytest.mark.ray
-SPEC = envs.spec("cartpole-swingup")
+FLAGS = SMALL | TOY | {"learner_steps": 2_000, "eval_every": 500}
+METHODS = ("bc", "ta:1")
 
 
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory):
-    """Three nodes of one CPU each; they start far from this checkout and import nothing from it."""
+@pytest.fixture
+def cluster():
+    """A head, which runs nothing, and two nodes of one processor each."""
     from ray.cluster_utils import Cluster
 
-    here, path = os.getcwd(), os.environ.pop("PYTHONPATH", None)
-    os.chdir(tmp_path_factory.mktemp("elsewhere"))
-    node = {"num_cpus": 1, "object_store_memory": 100 * 2**20}
-    cluster = Cluster(initialize_head=True, head_node_args=node | {"include_dashboard": False})
-    cluster.others = [cluster.add_node(**node) for _ in range(2)]
-    os.chdir(here)
+    node = {"object_store_memory": 100 * 2**20}
+    cluster = Cluster(initialize_head=True, head_node_args=node | {"num_cpus": 0, "include_dashboard": False})
+    cluster.others = [cluster.add_node(num_cpus=1, **node) for _ in range(2)]
     yield cluster
-    ray.shutdown()
     cluster.shutdown()
-    if path is not None:
-        os.environ["PYTHONPATH"] = path
 
 
-def test_a_node_lost_in_the_middle_changes_nothing(cluster):
-    policy, blocks = script("gbrl_d4pg").Policy(5, 1), []
-    workers = Workers(SPEC, 0, ray_address=cluster.address)
-    try:
-        pending = [workers.submit(policy, 0.3, (7,), range(i, i + 10)) for i in range(0, 40, 10)]
-        while not pending[0].done():
-            time.sleep(0.1)
-        cluster.remove_node(cluster.others.pop(), allow_graceful=False)
-        for block in pending:
-            blocks += block.result()
-        assert equal(blocks, Workers(SPEC, 0).episodes(policy, 0.3, (7,), range(40), "here"))
-        assert blocks[0].obs.flags.writeable
-        while sum(node["Alive"] for node in ray.nodes()) == 3:  # the cluster notices the loss after a while
-            time.sleep(0.1)
-        with pytest.raises(UserError, match=r"^function returned actions of shape \(10, 5\)"):
-            workers.submit(lambda obs: obs, 0.0, (7,), range(10)).result()
-    finally:
-        workers.close()
+def sweep(here, *more):
+    """The command of a sweep in the folder `here`, and where it is started."""
+    flags = {name: value for name, value in FLAGS.items() if name not in ("env_id", "teacher", "num_cycles")}
+    flags |= {"demo_dir": here / "demos"}
+    words = [f"--{name.replace('_', '-')}={value}" for name, value in flags.items()]
+    own = ["--env-ids", FLAGS["env_id"], "--teacher", FLAGS["teacher"], "--num-cycles", str(FLAGS["num_cycles"])]
+    script = str(ROOT / "benchmark" / "sweep.py")
+    command = [sys.executable, script, "--methods", *METHODS, "--output", "out", "--seeds", "1", *own, *more]
+    return {"args": [*command, "--", *words], "cwd": here}
+
+
+def test_a_node_lost_in_the_middle_changes_nothing(cluster, tmp_path):
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.mkdir()
+    there.mkdir()
+    with subprocess.Popen(**sweep(there, "--ray-address", cluster.address)) as on_ray:
+        try:
+            names = [f"toy.py-Point__{name.replace(':', '-')}__toy.py-Pusher__2__1__1" for name in METHODS]
+            while not all((there / "out" / name / "checkpoint.pt").exists() for name in names):
+                assert on_ray.poll() is None
+                time.sleep(0.05)
+            assert not any((there / "out" / name / "report.json").exists() for name in names)
+            cluster.remove_node(cluster.others.pop(), allow_graceful=False)
+            assert on_ray.wait() == 0
+        finally:
+            on_ray.kill()  # where an assertion failed
+    logs = [(there / "out" / f"{name}.log").read_text() for name in names]
+    assert [log.count("continuing ") for log in logs] in ([2, 1], [1, 2])  # each began by continuing the clone
+    assert (there / "out" / "curves.png").exists()
+    subprocess.check_call(**sweep(here), env=os.environ | {"SLURM_CPUS_PER_TASK": "2"})
+    for name in names:
+        assert differences(result(there / "out" / name), result(here / "out" / name)) == []

@@ -14,8 +14,8 @@ import typing
 from pathlib import Path
 from types import SimpleNamespace
 
+import methods
 import pytest
-import rows
 import sweep
 import tyro
 from pieces import SCRIPTS, parse
@@ -125,7 +125,7 @@ def test_what_a_clone_may_differ_in():
 
 # ---- the table of rows
 
-NAMES = [f"{name}:5" if row.decays else name for name, row in rows.ROWS.items()]
+NAMES = [f"{name}:5" if row.decays else name for name, row in methods.METHODS.items()]
 
 
 def another(field, hint):
@@ -195,7 +195,7 @@ def test_readings_as_they_are_written():
         "ta_qf,beta:5": "gbrl_teacher_action.py --method ta_qf --beta 5",
         "bc,demo-sigma:0": "gbrl_d4pg.py --demo-sigma 0",
     }
-    assert {row: " ".join(rows.command(row)) for row in written} == written
+    assert {row: " ".join(methods.command(row)) for row in written} == written
     for name in ("ta", "bc:1", "nonsense", "ta:1:2"):
         with pytest.raises((ValueError, SystemExit)):
             parse(name)
@@ -204,7 +204,7 @@ def test_readings_as_they_are_written():
         script.resolve(args, MADE_UP)
 
 
-def test_rows_share_a_clone_unless_a_reading_is_of_cloning():
+def test_methods_share_a_clone_unless_an_option_is_of_cloning():
     same = ("bc", "bc_reg_decay:5", "ta:5,beta-decay", "tg:1,alpha-form:plain")
     assert {sweep.clone_of(row) for row in same} == {"bc"}
     assert sweep.clone_of("ta_qf,demo-sigma:0,beta:5") == "bc,demo-sigma:0"
@@ -242,7 +242,7 @@ def begun(monkeypatch):
 
 
 def test_a_sweep_takes_over_what_is_finished_and_refuses_what_was_run_with_other_flags(tmp_path, begun):
-    args = sweep.Args(rows=["bc", "ta:1"], output=tmp_path, seeds=(1, 2), scale=0.01, num_cycles=(2,), teacher="mid")
+    args = sweep.Args(methods=["bc", "ta:1"], output=tmp_path, seeds=(1, 2), scale=0.01, num_cycles=(2,), teacher="mid")
     sweep.main(args, [])
     names = [f"cartpole-swingup__{row}__mid__2__0.01__{seed}" for row in ("bc", "ta-1") for seed in (1, 2)]
     clones = [f"clone__cartpole-swingup__bc__mid__0.01__{seed}" for seed in (1, 2)]
@@ -258,15 +258,15 @@ def test_a_sweep_takes_over_what_is_finished_and_refuses_what_was_run_with_other
     sweep.main(args, ["--num-workers", "3"])
     with pytest.raises(UserError, match="was run with --bc-steps 30000, not 10; give another --output"):
         sweep.main(args, ["--bc-steps", "10"])
-    with pytest.raises(UserError, match="--parallel must be at least 1"):
-        sweep.main(sweep.Args(rows=["bc"], output=tmp_path, parallel=0), [])
+    with pytest.raises(UserError, match="--parallel and --cpus-per-run must be at least 1"):
+        sweep.main(sweep.Args(methods=["bc"], output=tmp_path, parallel=0), [])
     assert len(begun.names) == 6
 
 
 def test_a_sweep_keeps_small_files_and_runs_what_they_lack(tmp_path, begun):
-    args = sweep.Args(rows=["bc"], output=tmp_path / "runs", seeds=(1,), scale=0.01, results=tmp_path)
+    args = sweep.Args(methods=["bc"], output=tmp_path / "runs", seeds=(1,), scale=0.01, results=tmp_path)
     sweep.main(args, [])
-    args = sweep.Args(rows=["bc", "ta_qf"], output=tmp_path / "elsewhere", seeds=(1,), scale=0.01, results=tmp_path)
+    args = sweep.Args(methods=["bc", "ta_qf"], output=tmp_path / "elsewhere", seeds=(1,), scale=0.01, results=tmp_path)
     with pytest.raises(UserError, match=r"bc__expert__4__0.01__1.json was run with --sigma 0.3, not 0.2; give another"):
         sweep.main(args, ["--sigma", "0.2"])
     sweep.main(args, [])
@@ -300,19 +300,71 @@ def test_the_campaign_goes_on_from_the_runs_that_are_kept(tmp_path, begun):
 def test_a_sweep_with_a_failed_run_runs_the_others_and_fails(status, tmp_path, begun):
     begun.failing["cartpole-swingup__bc__expert__4__0.01__1"] = status
     with pytest.raises(SystemExit, match="1 of 2 runs failed; start this again"):
-        sweep.main(sweep.Args(rows=["bc", "bc_reg"], output=tmp_path, seeds=(1,), scale=0.01), [])
+        sweep.main(sweep.Args(methods=["bc", "bc_reg"], output=tmp_path, seeds=(1,), scale=0.01), [])
     assert (tmp_path / "cartpole-swingup__bc_reg__expert__4__0.01__1" / "report.json").exists()
     begun.failing = {"clone__cartpole-swingup__bc__expert__0.01__2": status}
     with pytest.raises(SystemExit, match="2 of 2 runs failed"):
-        sweep.main(sweep.Args(rows=["bc", "bc_reg"], output=tmp_path, seeds=(2,), scale=0.01), [])
+        sweep.main(sweep.Args(methods=["bc", "bc_reg"], output=tmp_path, seeds=(2,), scale=0.01), [])
     assert not [name for name in begun.names if not name.startswith("clone") and name.endswith("2")]
     assert begun.drawn == []
 
 
 @pytest.mark.parametrize(("seeds", "of_clone", "of_run"), [((1,), 8, 3), ((1, 2), 4, 3)])
 def test_a_sweeps_runs_share_the_processors(seeds, of_clone, of_run, tmp_path, begun, monkeypatch):
-    monkeypatch.setattr(sweep.os, "cpu_count", lambda: 8)
-    sweep.main(sweep.Args(rows=["bc", "ta:1"], output=tmp_path, seeds=seeds, scale=0.01, parallel=2), [])
+    monkeypatch.setattr(sweep, "processors", lambda: 8)
+    sweep.main(sweep.Args(methods=["bc", "ta:1"], output=tmp_path, seeds=seeds, scale=0.01, parallel=2), [])
     for name in begun.names:  # while a clone is made nothing learns, and a run's learner needs one for itself
         made = files.load_json(tmp_path / name / "args.json", "arguments")["args"]
         assert made["num_workers"] == (of_clone if name.startswith("clone__") else of_run)
+
+
+def test_a_sweep_counts_the_processors_that_it_may_use(tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep.os, "sched_getaffinity", lambda pid: set(range(16)), raising=False)
+    monkeypatch.delenv("SLURM_CPUS_PER_TASK", raising=False)
+
+    def count(name, **written):
+        for path, text in written.items():
+            path = tmp_path / name / path.replace("__", "/")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        return sweep.processors(tmp_path / name)
+
+    v1 = "4:memory:/docker/1\n3:cpu,cpuacct:/docker/1\n"
+    assert count("nothing is said") == 16
+    assert count("a container", **{"proc__self__cgroup": "0::/\n", "sys__fs__cgroup__cpu.max": "250000 100000\n"}) == 2
+    assert count("less than one", **{"proc__self__cgroup": "0::/\n", "sys__fs__cgroup__cpu.max": "5000 10000\n"}) == 1
+    assert count("no quota", **{"proc__self__cgroup": "0::/\n", "sys__fs__cgroup__cpu.max": "max 100000\n"}) == 16
+    outer = {"sys__fs__cgroup__a__cpu.max": "300000 100000\n", "sys__fs__cgroup__a__b__cpu.max": "max 100000\n"}
+    assert count("an outer group", **{"proc__self__cgroup": "0::/a/b\n"}, **outer) == 3
+    quota = {
+        "sys__fs__cgroup__cpu__cpu.cfs_quota_us": "400000\n",
+        "sys__fs__cgroup__cpu__cpu.cfs_period_us": "100000\n",
+    }
+    assert count("version 1", **{"proc__self__cgroup": v1}, **quota) == 4
+    assert count("version 1, none", **{"proc__self__cgroup": v1}, **quota | {next(iter(quota)): "-1\n"}) == 16
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "3")
+    assert [count(name) for name in ("nothing is said", "a container", "no quota")] == [3, 2, 3]
+
+
+def test_a_sweep_prints_the_commands_of_what_is_not_finished(tmp_path, begun, capsys):
+    args = sweep.Args(methods=["bc"], output=tmp_path, seeds=(1,), scale=0.01)
+    sweep.main(args, ["--eval-every", "7"])
+    begun.names.clear()
+    args = dataclasses.replace(args, methods=["bc", "ta:1", "bc,demo-sigma:0"], print=True, cpus_per_run=3)
+    sweep.main(args, ["--eval-every", "7"])
+    clones, members = (block.splitlines() for block in capsys.readouterr().out.strip().split("\n\n"))
+    names = {}
+    for line in (*clones, *members):
+        python, script, *flags = shlex.split(line)
+        made = launch.checked(tyro.cli(importlib.import_module(Path(script).stem).Args, args=flags))
+        assert python == "python" and Path(script).parent == ROOT and made.eval_every == 7
+        names[Path(made.run_dir).name] = (made.pretrained and Path(made.pretrained).name, made.num_workers)
+    plain, silent = "clone__cartpole-swingup__bc", "clone__cartpole-swingup__bc,demo-sigma-0"
+    assert begun.names == [] and len(begun.drawn) == 1
+    ending, budget = "__expert__0.01__1", "__expert__4__0.01__1"
+    assert names == {
+        f"{silent}{ending}": (None, 3),
+        f"cartpole-swingup__ta-1{budget}": (f"{plain}{ending}", 2),
+        f"cartpole-swingup__bc,demo-sigma-0{budget}": (f"{silent}{ending}", 2),
+    }
+    assert len(clones) == 1

@@ -1,0 +1,54 @@
+"""The table of methods: which script and flags run what. Benchmarks and tests read it here.
+
+A method is written NAME, or NAME:R where its weight decays with rate R. A name adds each flag that isn't the default,
+as the run itself is named: `ta:5,beta-decay`, `ta_qf,beta:5`, `bc,demo-sigma:0`.
+"""
+
+import importlib
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import tyro
+
+
+class Method(NamedTuple):
+    """One method. `decays` says whether its name takes a rate."""
+
+    script: str
+    flags: dict[str, str]
+    decays: bool
+
+
+METHODS = {
+    "bc": Method("gbrl_d4pg.py", {}, False),
+    "bc_reg": Method("gbrl_bc_reg.py", {"method": "bc_reg"}, False),
+    "bc_reg_decay": Method("gbrl_bc_reg.py", {"method": "bc_reg_decay"}, True),
+    "between": Method("gbrl_bc_reg.py", {"method": "between"}, True),
+    "ta": Method("gbrl_teacher_action.py", {"method": "ta"}, True),
+    "ta_qf": Method("gbrl_teacher_action.py", {"method": "ta_qf"}, False),
+    "tg": Method("gbrl_teacher_grad.py", {}, True),
+}
+GRAMMAR = ", ".join(f"{base}:R" if method.decays else base for base, method in METHODS.items())
+
+
+def command(name: str) -> list[str]:
+    """The script and flags that run `name`, as words of a command line. Raises ValueError if it isn't in the table."""
+    first, *options = name.split(",")
+    base, _, rate = first.partition(":")
+    if base not in METHODS or METHODS[base].decays != bool(rate):
+        raise ValueError(f"{name} is no method of the table: {GRAMMAR}, each with its options behind commas")
+    method = METHODS[base]
+    words = [method.script, *(word for flag, value in method.flags.items() for word in (f"--{flag}", value))]
+    words += ["--decay-rate", rate] if rate else []
+    for option in options:
+        flag, colon, value = option.partition(":")
+        words += [f"--{flag}", value] if colon else [f"--{flag}"]
+    return words
+
+
+def load(name: str) -> tuple[ModuleType, Any]:
+    """The script that runs `name` and the arguments that its command line gives. Raises ValueError as `command`."""
+    file, *words = command(name)
+    script = importlib.import_module(Path(file).stem)
+    return script, tyro.cli(script.Args, args=words)
