@@ -53,9 +53,9 @@ def lock(path: Path, wait: bool) -> ExitStack:
     return held
 
 
-def remove_leftovers(folder: Path, name: str = "*") -> None:
+def remove_leftovers(folder: Path) -> None:
     """Remove what a SIGKILL left of `write_atomically`. Call it only while you hold the folder's lock."""
-    for path in folder.glob(f".{name}.*.tmp"):
+    for path in folder.glob(".*.tmp"):
         path.unlink()
 
 

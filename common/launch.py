@@ -65,8 +65,6 @@ class RunArgs:
     """folder of a run to continue exactly, with its own flags [ours]"""
     num_workers: NonNegativeInt = 2
     """processes for deployment and evaluation, 0 for none; the data is the same for any number [ours]"""
-    ray_address: str | None = None
-    """address of a Ray cluster that runs the episodes, or "auto" for this machine's; default: processes here [ours]"""
     torch_threads: PositiveInt = 1
     """threads of the learner; another number changes the last bits [ours]"""
     torch_deterministic: bool = True

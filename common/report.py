@@ -3,7 +3,6 @@
 import io
 import itertools
 import json
-import math
 import os
 import sys
 from collections.abc import Iterator
@@ -53,8 +52,8 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     for number, text in enumerate(texts, start=1):
         try:
             lines.append(json.loads(text))
-            if not all(math.isfinite(value) for value in lines[-1].values()):
-                raise ValueError("a number isn't finite")
+            if not all(isinstance(value, int | float) for value in lines[-1].values()):
+                raise ValueError("a value is no number")
         except (ValueError, TypeError, AttributeError) as error:
             said = f"line {number} isn't a JSON object of numbers: {error}"
             raise UserError(f"metrics {path} is damaged ({said}); restore it from a copy.") from error
@@ -120,6 +119,8 @@ def _read_deployed(run_dir: Path) -> tuple[np.ndarray, np.ndarray]:
     """Cycle (E,) and return (E,) of every deployed episode that was kept."""
     cycles, returns = [], []
     for path in sorted(run_dir.glob("cycle_*/batch.npz")):
+        if path.parent.name == "cycle_0000":  # demonstrations of a teacher of your own
+            continue
         episodes, of_cycle = unpack(files.load_arrays(path, "batch"))
         cycles += of_cycle
         returns += [episode.episodic_return for episode in episodes]

@@ -29,6 +29,7 @@ from common import (
     elsewhere,
     evaluate,
     files,
+    foreign,
     launch,
     metrics,
     progress,
@@ -148,7 +149,7 @@ class Run:
             device = launch.learner_device(args)
             name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
             files.save_json(self.dir / "versions.json", versions(self._script) | {"device": name, "changes": []})
-            content = {"script": self._script.name, "name": self.name, "teacher_sha256": sha256}
+            content = {"script": self._script.name, "name": self.name, "teacher_sha256": sha256, "env": self._env()}
             # args.json last: a folder with it is a run
             files.save_json(path, content | {"args": dataclasses.asdict(args)})
             tqdm.write(f"new run {self.dir}, learning on {name}")
@@ -159,6 +160,10 @@ class Run:
         again = shlex.join(["python", str(self._script), "--resume", str(self.dir.resolve())])
         self._interrupt = Interrupt(f"go on with: {again}")
 
+    def _env(self) -> str:
+        """The task as what it is: a name, or the hash of your own file and class."""
+        return foreign.digest(self.args.env_id) if foreign.is_reference(self.args.env_id) else self.args.env_id
+
     def _refuse_another_run(self, teacher_sha256: str | None) -> None:
         """Raise UserError if flags or teacher aren't those of the start; say so if code or packages aren't."""
         launch.saved_args(type(self.args), self.dir)
@@ -167,8 +172,11 @@ class Run:
         if found := launch.difference(self.args, saved["args"], launch.FREE_FLAGS | {"teacher", "env_id"}):
             flag, value, before = found
             raise UserError(f"{flag} {value} can't be changed in a run that was started with {flag} {before}.")
-        if Path(saved["args"]["env_id"]).name != Path(self.args.env_id).name:
-            raise UserError(f"{self.dir} was started with --env-id {saved['args']['env_id']}.")
+        if saved["env"] != self._env():
+            task = saved["args"]["env_id"]
+            raise UserError(
+                f"{self.dir} was started on --env-id {task}, {saved['env']}, not {self.args.env_id}, {self._env()}."
+            )
         if teacher_sha256 != saved["teacher_sha256"]:
             raise UserError(
                 f"{self.dir} was started with another teacher: --teacher {saved['args']['teacher']} had SHA-256 "
@@ -196,10 +204,12 @@ class Run:
             raise UserError(f"{name}: it holds no run that has finished its pre-training.")
         other = files.load_json(source / "args.json", "arguments")
         content = files.load_torch(path, "checkpoint")
-        may_differ = launch.INHERITED | launch.CYCLES_AND_BUDGET | {"teacher"}
+        may_differ = launch.INHERITED | launch.CYCLES_AND_BUDGET | {"teacher", "env_id"}
         if found := launch.difference(self.args, other["args"], may_differ):
             flag, value, theirs = found
             raise UserError(f"{name}: it was made with {flag} {theirs}, not {value}.")
+        if other["env"] != self._env():
+            raise UserError(f"{name}: it was made on {other['args']['env_id']}, {other['env']}, not {self._env()}.")
         if other["teacher_sha256"] != teacher_sha256:
             hashes = f"SHA-256 {other['teacher_sha256']}, not {teacher_sha256}"
             raise UserError(f"{name}: it was cloned from another teacher, {hashes}.")
@@ -331,14 +341,22 @@ class Run:
         return self.dir / f"cycle_{cycle:04d}"
 
     def demonstrations(self) -> tuple[list[Episode], dict[str, np.ndarray]]:
-        """The teacher's episodes, made once and cached in `--demo-dir`, and what is known of them.
+        """The teacher's episodes, and what is known of them.
+
+        A snapshot's are cached in `--demo-dir`, those of your own class kept as `cycle_0000/batch.npz`.
 
         Of recorded episodes that is `teacher_action`, what was meant, (their steps, action_size); others can be asked.
         """
         with self.timed("demonstrations"):
             num_episodes, sigma = self.args.demo_episodes, self.args.demo_sigma
-            where = Path(self.args.demo_dir)
-            episodes = teachers.demonstrations(self.teacher, self.env, num_episodes, sigma, where, self._workers)
+            path, where = self.cycle_dir(0) / "batch.npz", Path(self.args.demo_dir)
+            own = isinstance(self.teacher, teachers.UserTeacher)
+            if own and path.exists():
+                episodes = rollouts.unpack(files.load_arrays(path, "demonstrations", files.REMAKE))[0]
+            else:
+                episodes = teachers.demonstrations(self.teacher, self.env, num_episodes, sigma, where, self._workers)
+                if own:
+                    files.save_arrays(path, **rollouts.pack(episodes, [0] * len(episodes)))
         self._demonstration_queries = 2 * rollouts.num_steps(episodes)
         if isinstance(self.teacher, teachers.Recorded):
             self._demonstration_queries = 0
@@ -494,13 +512,8 @@ class Run:
                     key = name.removeprefix("teacher/")
                     queries[key] = queries.get(key, 0) + int(line[name])
             report.make_report(self.dir, queries, self._stopwatch.seconds)
-            try:
-                report.draw_learning_curve(self.dir)
-            except (Interrupted, UserError):
-                raise
-            except Exception as error:  # the run is finished, whatever a drawing library says
-                tqdm.write(f"no picture was drawn ({error!r}); everything else is complete.")
+            picture = report.draw_learning_curve(self.dir)
         self._metrics.finish_wandb()
         tqdm.write(f"seconds  {self._stopwatch}\nreport   {self.dir / 'report.json'}")
-        tqdm.write(f"picture  {self.dir / 'learning_curve.png'}\npolicies {self.dir}/cycle_*/snapshot.pt")
+        tqdm.write(f"picture  {picture or 'none'}\npolicies {self.dir}/cycle_*/snapshot.pt")
         return self.dir

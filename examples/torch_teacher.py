@@ -8,8 +8,8 @@ reads the weights of the teacher that ships with this project, so that it runs a
 
 Each run makes the demonstrations of such a class anew, because nobody but the class knows which weights it reads.
 
-For a Stable-Baselines3 agent (which we have not run here) that was trained on the same Gymnasium task, three parts change. Its actions already are
-in [-1, 1] inside the agent, as here; only `agent.predict` rescales them, so call the networks below it:
+For a Stable-Baselines3 agent of the same Gymnasium task, three parts change (we haven't run this one). Its networks'
+actions are in [-1, 1], as here; only `agent.predict` rescales them, so call the networks below it:
 
     self.agent = stable_baselines3.TD3.load(path, device=device)      # in __init__; SAC and DDPG likewise
     return self.agent.actor(obs)                                      # in action; SAC: actor(obs, deterministic=True)

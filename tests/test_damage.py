@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small import TOY, differences, equal, make_args, result
+from small import ROOT, TOY, differences, equal, make_args, result
 
 from common import UserError, envs, evaluate, files, foreign, report, teachers
 from common.workers import Workers

@@ -181,7 +181,7 @@ def test_what_the_learning_curve_shows(run_dir, drawn):
 
 DAMAGES = [
     ("700", "7x0", 15),
-    ("700", "NaN", 15),
+    ("700", '"700"', 15),
     ("{", "", 1),
     ("{", "[", 1),
     ("950", '"950"', 1),

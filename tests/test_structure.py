@@ -99,7 +99,7 @@ def test_with_no_flags_a_script_runs_the_papers_protocol_and_with_a_scale_its_fr
 
 FREE = {
     "resume", "run_dir", "pretrained", "num_workers", "track", "wandb_project_name", "wandb_entity", "capture_video",
-    "demo_dir", "checkpoint_every", "ray_address",
+    "demo_dir", "checkpoint_every",
 }  # fmt: skip
 
 
