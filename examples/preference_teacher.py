@@ -8,7 +8,7 @@ compared. Here the shipped expert's critic answers, and a share of the answers i
 `answer`. A model of (s, a) is fitted so that the preferred action has the higher value (Bradley and Terry 1952), and
 its gradient with respect to the action is the teacher's. The model is saved beside this file, for the second command.
 What is said of it at the end is measured by who answers, also how well one fares who follows it within the distance at
-which was asked, and beyond: benchmark/results/preferences has these numbers, and what they come to in a run.
+which was asked, and beyond: study/results/preferences has these numbers, and what they come to in a run.
 """
 
 import contextlib

@@ -24,7 +24,7 @@ from common import UserError, envs, files, launch
 from common.envs import EnvSpec
 
 SOURCES = {name: (ROOT / name).read_text() for name in (TRUNK, *VARIANTS)}
-CODE = [path for folder in ("", "common", "benchmark", "examples", "tests") for path in (ROOT / folder).glob("*.py")]
+CODE = [path for folder in ("", "common", "benchmark", "study", "examples", "tests") for path in (ROOT / folder).glob("*.py")]
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -58,10 +58,10 @@ def test_common_never_imports_a_script():
 
 
 def test_nothing_refers_to_a_page_that_is_not_here():
-    pages = [*ROOT.glob("*.md"), *ROOT.glob("benchmark/**/*.md")]
+    pages = [*ROOT.glob("*.md"), *ROOT.glob("benchmark/**/*.md"), *ROOT.glob("study/**/*.md")]
     links = [(page, link) for page in pages for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text())]
     assert len(links) > 5 and [link for page, link in links if not (page.parent / link).exists()] == []
-    kept = [*ROOT.glob("benchmark/results/**/*.json")]
+    kept = [*ROOT.glob("benchmark/results/**/*.json"), *ROOT.glob("study/results/**/*.json")]
     assert len(kept) > 10 and [path for path in kept if re.search('"/[a-z]+/', path.read_text())] == []  # of a machine
     elsewhere = re.compile("DE" + "SIGN|STYLE[.]md|paper[.]md")
     assert [path for path in [*CODE, *pages] if elsewhere.search(path.read_text())] == []
@@ -248,11 +248,11 @@ def test_a_sweep_keeps_small_files_and_runs_what_they_lack(tmp_path, begun):
 
 def test_the_campaign_goes_on_from_the_runs_that_are_kept(tmp_path, begun):
     """`campaign.sh` runs what has no file, and its flags are those that the kept runs had."""
-    python, asked, results = tmp_path / "python", tmp_path / "asked", ROOT / "benchmark" / "results" / "campaign"
+    python, asked, results = tmp_path / "python", tmp_path / "asked", ROOT / "study" / "results" / "campaign"
     python.write_text(f'#!/bin/sh\n(printf "%s\\n" "$@"; echo) >> "{asked}"\n')
     python.chmod(0o755)
     again = shutil.copytree(results, tmp_path / "results")
-    campaign = [ROOT / "benchmark" / "campaign.sh", tmp_path / "runs", again]
+    campaign = [ROOT / "study" / "campaign.sh", tmp_path / "runs", again]
     subprocess.check_call(campaign, env=os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"})
     for words in asked.read_text().strip("\n").split("\n\n"):
         _, *flags = words.splitlines()

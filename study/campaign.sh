@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The runs that the paper's claims are judged by, in order. Start it again to go on: a run whose file is in RESULTS is done.
 #
-#   benchmark/campaign.sh RUNS [RESULTS]
+#   study/campaign.sh RUNS [RESULTS]
 #
 # RUNS holds the run folders and may be anywhere; RESULTS keeps a small file of each run. Exit status 1 if a run failed.
 set -u
@@ -11,7 +11,7 @@ six="cartpole-swingup cheetah-run walker-run finger-spin pendulum-swingup cartpo
 one_thread="--num-workers 0 --compile"
 seed=1
 failed=0
-run() { python "$here/sweep.py" --output "$runs" --results "$results" --seeds $seed "$@" || failed=1; }
+run() { python "$here/../benchmark/sweep.py" --output "$runs" --results "$results" --seeds $seed "$@" || failed=1; }
 sweep() { run "$@" -- $one_thread; }
 # The paper's budget: evaluated every 250 updates, not every 100 as in the paper, for an evaluation takes as long as 20.
 full() { run "$@" -- $one_thread --eval-every 250; }
