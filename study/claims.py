@@ -114,13 +114,13 @@ QUANTITIES: dict[str, tuple[str, Callable[[Run], float | np.ndarray]]] = {
 
 # ---- thresholds
 
-# The paper gives words and curves, but no numbers. These are ours, each the smallest that the word can mean.
+# The paper gives words and curves, but no numbers, so all of these are ours.
 HALF = 0.5  # "decent", "steep", "severe": half of what there was
-CHANCE = 3.0  # standard errors of M below C: the lowest of 63 or more moving means goes that deep by chance
+CHANCE = 3.0  # standard errors of M below C: the lowest of many moving means goes that deep without a fall
 DIP = 0.1  # a fall: one failed episode among the ten of a moving mean lowers it by as much
-VISIBLE = 0.01  # methods differ from 10 points of return on: less can't be seen on the paper's axis, which ends at 1000
-MATTERS = 0.05  # a setting has to be tuned if it moves the mean return by 50 points, five times what is visible
-REACHED = 0.95  # the expert is reached within a twentieth: clones and good policies scatter by 1 to 3 % around it
+VISIBLE = 0.01  # methods differ from 10 points of return on: less can't be seen on an axis that ends at 1000
+MATTERS = 0.05  # a setting has to be tuned if it moves the mean return by 50 points, five times what can be seen
+REACHED = 0.95  # the expert is reached within a twentieth of its return
 ALMOST_ALL = 0.8  # "almost all experiments": at least four of five
 
 

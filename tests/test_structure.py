@@ -24,7 +24,11 @@ from common import UserError, envs, files, launch
 from common.envs import EnvSpec
 
 SOURCES = {name: (ROOT / name).read_text() for name in (TRUNK, *VARIANTS)}
-CODE = [path for folder in ("", "common", "benchmark", "study", "examples", "tests") for path in (ROOT / folder).glob("*.py")]
+CODE = [
+    path
+    for folder in ("", "common", "benchmark", "study", "examples", "tests")
+    for path in (ROOT / folder).glob("*.py")
+]
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -246,21 +250,29 @@ def test_a_sweep_keeps_small_files_and_runs_what_they_lack(tmp_path, begun):
     assert begun.drawn[-1] == (tmp_path / f"{bc}.json", tmp_path / "elsewhere" / ta_qf)
 
 
+KEPT = ("campaign", "early_clone")
+
+
 def test_the_campaign_goes_on_from_the_runs_that_are_kept(tmp_path, begun):
     """`campaign.sh` runs what has no file, and its flags are those that the kept runs had."""
-    python, asked, results = tmp_path / "python", tmp_path / "asked", ROOT / "study" / "results" / "campaign"
+    python, asked, results = tmp_path / "python", tmp_path / "asked", ROOT / "study" / "results"
     python.write_text(f'#!/bin/sh\n(printf "%s\\n" "$@"; echo) >> "{asked}"\n')
     python.chmod(0o755)
-    again = shutil.copytree(results, tmp_path / "results")
-    campaign = [ROOT / "study" / "campaign.sh", tmp_path / "runs", again]
+    for name in KEPT:
+        shutil.copytree(results / name, tmp_path / "results" / name)
+    campaign = [ROOT / "study" / "campaign.sh", tmp_path / "runs", tmp_path / "results"]
     subprocess.check_call(campaign, env=os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"})
+    kept = {path.relative_to(results) for path in results.glob("*/*__*.json") if path.parent.name in KEPT}
+    drawn = set()
     for words in asked.read_text().strip("\n").split("\n\n"):
         _, *flags = words.splitlines()
         own = flags[: flags.index("--")]
-        sweep.main(tyro.cli(sweep.Args, args=own), flags[len(own) + 1 :])
-    kept = {path.stem for path in results.glob("*__*.json")}
-    assert kept and not kept.intersection(begun.names)
-    assert kept <= {path.stem for paths in begun.drawn for path in paths}  # each is one of the campaign's runs
+        args = tyro.cli(sweep.Args, args=own)
+        begun.names.clear(), begun.drawn.clear()
+        sweep.main(args, flags[len(own) + 1 :])
+        assert not kept.intersection(Path(args.results.name, f"{name}.json") for name in begun.names)
+        drawn |= {Path(args.results.name, f"{path.name.removesuffix('.json')}.json") for path in begun.drawn[0]}
+    assert kept and kept <= drawn  # each is one of the campaign's runs
 
 
 @pytest.mark.parametrize("status", (1, 75, 143, -9))
