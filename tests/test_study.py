@@ -42,62 +42,51 @@ WORLD = {
     ("tg:1", "mid", 4): [600, 630, 640, 650],
     ("tg:5", "mid", 4): [590, 610, 620, 630],
 }
-# For each claim a row whose curve refutes it.
+# For each claim the curves that refute it: method, teacher, cycles, levels, and another clone's return where it is one.
 REFUTED = {
-    "4a": [("bc", "expert", 4, [200, 400, 500, 600], 300)],  # the fifth is another clone
-    "4a, demo-sigma:0": [("bc,demo-sigma:0", "expert", 4, [200, 400, 500, 600], 300)],
-    "4b": [("bc", "expert", 4, [600, 700, 700, 700])],
-    "4b, demo-sigma:0": [("bc,demo-sigma:0", "expert", 4, [600, 700, 700, 700])],
-    "4c": [("bc_reg", "expert", 4, [150, 700, 750, 780]), ("bc_reg", "expert", 4, [780, 700, 750, 780])],
-    "4d": [
-        ("bc_reg", "expert", 8, [600, 600, 650, 650, 700, 700, 750, 850]),
-        ("bc_reg_decay:5", "expert", 8, [790, 800, 800, 850, 850, 900, 920, 780]),
-    ],
-    "4d, teacher": [
-        ("bc_reg", "expert", 8, [600, 600, 650, 650, 700, 700, 750, 950]),
-        ("bc_reg_decay:5", "expert", 8, [790, 800, 800, 850, 850, 900, 920, 780]),
-    ],
-    "5a": [("bc_reg_decay:1", "expert", 4, [500, 800, 810, 820]), ("bc_reg_decay:5", "expert", 4, [500] * 4)],
-    "5b": [("bc_reg_decay:5", "expert", 8, [790] * 8)],
-    "5b, teacher": [("bc_reg_decay:5", "expert", 8, [850] * 8)],
-    "5c": [("bc_reg_decay:5", "expert", 4, [800, 800, 810, 820])],
-    "6a": [
-        ("ta:1", "expert", 4, [800] * 4),
-        ("ta:5", "expert", 4, [700] * 4),
-        ("ta:1", "expert", 4, [780, 900, 900, 900]),
-        ("ta:5", "expert", 4, [890, 890, 890, 260]),
-    ],
-    "6a, beta-decay": [("ta:5,beta-decay", "expert", 4, [700] * 4)],
-    "6b": [("ta:5", "expert", 4, [890, 890, 890, 600]), ("ta:1", "expert", 4, [890, 890, 890, 300])],
-    "6b, beta-decay": [("ta:5,beta-decay", "expert", 4, [890] * 4)],
-    "6c": [("ta:1", "expert", 4, [860, 870, 900, 800])],
-    "6c, demo-sigma:0": [("ta:1,demo-sigma:0", "expert", 4, [860, 870, 900, 800])],
-    "6c, beta-decay": [("ta:1,beta-decay", "expert", 4, [860, 870, 900, 800])],
-    "6d": [
-        ("ta:1", "expert", 4, [500, 870, 880, 900]),
-        ("ta:5", "expert", 4, [400, 890, 890, 300]),
-        ("ta_qf", "expert", 4, [500, 700, 800, 820]),
-        ("ta_qf", "expert", 4, [500, 850, 700, 890]),
-    ],
-    "6d, beta:5": [("ta_qf,beta:5", "expert", 4, [900] * 4)],
-    "6e": [("tg:1", "expert", 4, [800] * 4), ("tg:5", "expert", 4, [600] * 4)],
-    "6f": [("tg:1", "expert", 4, [810, 820, 830, 900]), ("tg:5", "expert", 4, [900] * 4)],
-    "6f, beta-decay": [("ta:1,beta-decay", "expert", 4, [800] * 4)],
-    "6g": [("tg:1", "expert", 4, [500, 820, 830, 850]), ("tg:5", "expert", 4, [500, 820, 830, 850])],
-    "7a": [
-        ("bc_reg_decay:1", "mid", 4, [200, 580, 590, 620]),
-        ("bc_reg_decay:5", "mid", 4, [200, 580, 590, 620]),
-        ("bc", "mid", 4, [550, 550, 550, 650]),
-    ],
-    "7b": [(row, "mid", 4, [300, 500, 600, 760]) for row in claims.MID_METHODS if row != "ta_qf"],
-    "7c": [
-        ("tg:1", "mid", 4, [500] * 4),
-        ("tg:5", "mid", 4, [500] * 4),
-        ("bc", "mid", 4, [550, 550, 550, 650]),
-        ("tg:5", "mid", 4, [100, 700, 700, 700]),
-    ],
-    "7d": [("ta:1", "mid", 4, [600] * 4)],  # and bc_reg_decay:5 never did
-}
+    "4a": ["bc expert 4: 200 400 500 600 | 300"],
+    "4b": ["bc expert 4: 600 700 700 700"],
+    "4c": ["bc_reg expert 4: 150 700 750 780", "bc_reg expert 4: 780 700 750 780"],
+    "4d": ["bc_reg expert 8: 600 600 650 650 700 700 750 850",
+           "bc_reg_decay:5 expert 8: 790 800 800 850 850 900 920 780"],
+    "4d, teacher": ["bc_reg expert 8: 600 600 650 650 700 700 750 950",
+                    "bc_reg_decay:5 expert 8: 790 800 800 850 850 900 920 780"],
+    "5a": ["bc_reg_decay:1 expert 4: 500 800 810 820", "bc_reg_decay:5 expert 4: 500 500 500 500"],
+    "5b": ["bc_reg_decay:5 expert 8: 790 790 790 790 790 790 790 790"],
+    "5b, teacher": ["bc_reg_decay:5 expert 8: 850 850 850 850 850 850 850 850"],
+    "5c": ["bc_reg_decay:5 expert 4: 800 800 810 820"],
+    "6a": ["ta:1 expert 4: 800 800 800 800", "ta:5 expert 4: 700 700 700 700", "ta:1 expert 4: 780 900 900 900",
+           "ta:5 expert 4: 890 890 890 260"],
+    "6b": ["ta:5 expert 4: 890 890 890 600", "ta:1 expert 4: 890 890 890 300"],
+    "6c": ["ta:1 expert 4: 860 870 900 800"],
+    "6d": ["ta:1 expert 4: 500 870 880 900", "ta:5 expert 4: 400 890 890 300", "ta_qf expert 4: 500 700 800 820",
+           "ta_qf expert 4: 500 850 700 890"],
+    "6e": ["tg:1 expert 4: 800 800 800 800", "tg:5 expert 4: 600 600 600 600"],
+    "6f": ["tg:1 expert 4: 810 820 830 900", "tg:5 expert 4: 900 900 900 900"],
+    "6g": ["tg:1 expert 4: 500 820 830 850", "tg:5 expert 4: 500 820 830 850"],
+    "7a": ["bc_reg_decay:1 mid 4: 200 580 590 620", "bc_reg_decay:5 mid 4: 200 580 590 620", "bc mid 4: 550 550 550 650"],
+    "7b": [f"{method} mid 4: 300 500 600 760" for method in claims.MID_METHODS if method != "ta_qf"],
+    "7c": ["tg:1 mid 4: 500 500 500 500", "tg:5 mid 4: 500 500 500 500", "bc mid 4: 550 550 550 650",
+           "tg:5 mid 4: 100 700 700 700"],
+    "7d": ["ta:1 mid 4: 600 600 600 600"],  # and bc_reg_decay:5 never did
+    # the same claims for other readings of the paper
+    "4a, demo-sigma:0": ["bc,demo-sigma:0 expert 4: 200 400 500 600 | 300"],
+    "4b, demo-sigma:0": ["bc,demo-sigma:0 expert 4: 600 700 700 700"],
+    "6a, beta-decay": ["ta:5,beta-decay expert 4: 700 700 700 700"],
+    "6b, beta-decay": ["ta:5,beta-decay expert 4: 890 890 890 890"],
+    "6c, demo-sigma:0": ["ta:1,demo-sigma:0 expert 4: 860 870 900 800"],
+    "6c, beta-decay": ["ta:1,beta-decay expert 4: 860 870 900 800"],
+    "6d, beta:5": ["ta_qf,beta:5 expert 4: 900 900 900 900"],
+    "6f, beta-decay": ["ta:1,beta-decay expert 4: 800 800 800 800"],
+}  # fmt: skip
+
+
+def parsed(text):
+    """A change of the world: method, teacher, cycles, levels, and the clone's return if it is another one."""
+    key, _, of = text.partition(": ")
+    levels, _, clone = of.partition(" | ")
+    method, teacher, cycles = key.split()
+    return method, teacher, int(cycles), [int(level) for level in levels.split()], *([int(clone)] if clone else [])
 
 
 def made(row, teacher, num_cycles, levels, clone=None, task=TASKS[0], seed=1, budget=TENTH, change=0.0):
@@ -135,7 +124,9 @@ def test_every_claim_holds_where_all_is_as_the_paper_says():
     assert {claim.name: claims.judge(claim, loaded)[0] for claim in claims.CLAIMS} == dict.fromkeys(REFUTED, HOLDS)
 
 
-@pytest.mark.parametrize(("name", "change"), [(name, change) for name, all_of in REFUTED.items() for change in all_of])
+@pytest.mark.parametrize(
+    ("name", "change"), [(name, change) for name, all_of in REFUTED.items() for change in map(parsed, all_of)]
+)
 def test_a_claim_fails_where_a_row_does_otherwise(name, change):
     assert verdict(name, world([change]))[0] == FAILS
 
@@ -147,11 +138,6 @@ def test_a_claim_is_not_decided_by_one_task_or_without_a_row(name):
     parts = outcomes[-1].part
     word, outcomes = verdict(name, [run for run in world() if run.row != parts.methods[-1]])
     assert word == NOT_DECIDED and outcomes[-1].missing == (parts.methods[-1],)
-
-
-def test_one_failed_part_is_enough_whatever_is_missing():
-    dropping = world([("tg:1", "expert", 4, [500, 820, 830, 850])])
-    assert verdict("6g", [run for run in dropping if run.row != "tg:5"])[0] == FAILS
 
 
 def test_a_claim_is_not_decided_where_tasks_disagree():
@@ -209,7 +195,7 @@ def test_the_size_of_a_difference_is_that_of_a_task_not_of_a_seed():
 
 def test_one_seed_can_say_that_a_difference_is_small_not_that_it_is_large():
     assert [verdict("5c", runs)[0] for runs in (world(), [*world(), *world(seed=2)])] == [NOT_DECIDED, HOLDS]
-    assert verdict("5c", world(REFUTED["5c"]))[0] == FAILS
+    assert verdict("5c", world(map(parsed, REFUTED["5c"])))[0] == FAILS
 
 
 def test_a_pair_from_two_clones_is_told():
