@@ -64,7 +64,8 @@ REFUTED = {
     "6e": ["tg:1 expert 4: 800 800 800 800", "tg:5 expert 4: 600 600 600 600"],
     "6f": ["tg:1 expert 4: 810 820 830 900", "tg:5 expert 4: 900 900 900 900"],
     "6g": ["tg:1 expert 4: 500 820 830 850", "tg:5 expert 4: 500 820 830 850"],
-    "7a": ["bc_reg_decay:1 mid 4: 200 580 590 620", "bc_reg_decay:5 mid 4: 200 580 590 620", "bc mid 4: 550 550 550 650"],
+    "7a": ["bc_reg_decay:1 mid 4: 200 580 590 620", "bc_reg_decay:5 mid 4: 200 580 590 620",
+           "bc mid 4: 550 550 550 650"],
     "7b": [f"{method} mid 4: 300 500 600 760" for method in claims.MID_METHODS if method != "ta_qf"],
     "7c": ["tg:1 mid 4: 500 500 500 500", "tg:5 mid 4: 500 500 500 500", "bc mid 4: 550 550 550 650",
            "tg:5 mid 4: 100 700 700 700"],
@@ -138,6 +139,11 @@ def test_a_claim_is_not_decided_by_one_task_or_without_a_row(name):
     parts = outcomes[-1].part
     word, outcomes = verdict(name, [run for run in world() if run.row != parts.methods[-1]])
     assert word == NOT_DECIDED and outcomes[-1].missing == (parts.methods[-1],)
+
+
+def test_one_failed_part_is_enough_whatever_is_missing():
+    dropping = world([("tg:1", "expert", 4, [500, 820, 830, 850])])
+    assert verdict("6g", [run for run in dropping if run.row != "tg:5"])[0] == FAILS
 
 
 def test_a_claim_is_not_decided_where_tasks_disagree():
