@@ -24,7 +24,7 @@ import tyro
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from small import SMALL, differences, make_args, result, run_row  # noqa: E402
+from small import SMALL, differences, make_args, result, run_method  # noqa: E402
 
 from common import UserError, files  # noqa: E402
 
@@ -33,7 +33,7 @@ CASES = (
     ("bc", {"keep_every": 3, "num_cycles": 4}),
     ("bc_reg_decay:5", {"track": True}),
     ("tg:1", {}),
-)  # row and flags
+)  # method and flags
 
 
 @dataclass
@@ -84,14 +84,16 @@ def place(run_dir: Path, num_cycles: int) -> str:
 
 
 def torment(
-    row: str, flags: dict[str, object], kills: int, rng: random.Random, folder: Path
+    method: str, flags: dict[str, object], kills: int, rng: random.Random, folder: Path
 ) -> tuple[collections.Counter, int, int]:
     """Kill runs of one case `kills` times; returns the kills per place, the runs, and how many of them were equal."""
-    expected = result(run_row(row, folder / "alone", folder / "demos", **(flags | {"track": False, "num_workers": 0})))
+    expected = result(
+        run_method(method, folder / "alone", folder / "demos", **(flags | {"track": False, "num_workers": 0}))
+    )
     places, runs, equal = collections.Counter(), 0, 0
     while places.total() < kills:
         run_dir = folder / f"killed_{runs}"
-        module, args = make_args(row, run_dir, folder / "demos", **flags, checkpoint_every=2)
+        module, args = make_args(method, run_dir, folder / "demos", **flags, checkpoint_every=2)
         runs += 1
         while True:  # each life in a forked process, which needs no new imports
             child = multiprocessing.get_context("fork").Process(target=module.main, args=(args,))
@@ -102,10 +104,10 @@ def torment(
                 break
             places[place(run_dir, args.num_cycles)] += 1
         if child.exitcode != 0:
-            sys.exit(f"{row}: a resumed run failed with status {child.exitcode}")
+            sys.exit(f"{method}: a resumed run failed with status {child.exitcode}")
         different = differences(result(run_dir), expected)
         equal += not different
-        print(f"{row}, {flags}: run {runs} after {places.total()} kills: {different if different else 'bit-equal'}")
+        print(f"{method}, {flags}: run {runs} after {places.total()} kills: {different if different else 'bit-equal'}")
     return places, runs, equal
 
 
@@ -116,11 +118,11 @@ def main(args: Args) -> None:
     print(f"seed {seed}")
     torch.set_num_threads(1)
     os.environ.setdefault("WANDB_MODE", "offline")
-    for i, (row, flags) in enumerate(CASES):
+    for i, (method, flags) in enumerate(CASES):
         share = (i + 1) * args.kills // len(CASES) - i * args.kills // len(CASES)
         flags = flags | {"env_id": args.env_id, "num_workers": args.num_workers}
         with tempfile.TemporaryDirectory() as folder:
-            new = torment(row, flags, share, rng, Path(folder))
+            new = torment(method, flags, share, rng, Path(folder))
         places, runs, equal = places + new[0], runs + new[1], equal + new[2]
     print(f"{places.total()} kills: " + ", ".join(f"{count} in {name}" for name, count in sorted(places.items())))
     print(f"{equal} of {runs} ends are bit-equal to the run that was left alone")

@@ -5,7 +5,7 @@
     python benchmark/plot.py --alpha
 
 A run is given as its folder, as the small file that sweep.py keeps of it, or as a folder of such files. Runs of other
-budgets, teachers or numbers of cycles get panels of their own. A panel averages over the tasks that all its rows have.
+budgets, teachers or numbers of cycles get panels of their own. A panel averages over the tasks that all methods ran.
 
 A run counts as one score per task, the mean of its final report episodes / 1000. The statistics are those of rliable
 (Agarwal et al. 2021): interquartile mean, probability of improvement, and 95 % intervals from a bootstrap of the runs
@@ -34,7 +34,7 @@ from common.report import DIP_EVALUATIONS, MAX_CYCLE_LINES, RESAMPLES, plain_fig
 
 FINAL, DIP = "IQM of final return / 1000", "IQM of dip / 1000"
 IMPROVEMENT = "probability of improvement over bc"
-COLOURS = {  # of each row, in the order of figures: a hue for a method, lighter for rate 5; after Okabe and Ito
+COLOURS = {  # of each method, in the order of figures: a hue for a method, lighter for rate 5; after Okabe and Ito
     "bc": "0.35",
     "bc_reg": "#E69F00",
     "bc_reg_decay:1": "#0072B2",
@@ -47,11 +47,11 @@ COLOURS = {  # of each row, in the order of figures: a hue for a method, lighter
     "tg:1": "#007D5C",
     "tg:5": "#4DB88A",
 }
-OTHER_COLOUR = "#B8A900"  # of rows that aren't in the list
-OTHER_STYLES = (":", "-.", (0, (3, 1, 1, 1, 1, 1)))  # of other readings of a row, which have its colour
+OTHER_COLOUR = "#B8A900"  # of methods that aren't in the list
+OTHER_STYLES = (":", "-.", (0, (3, 1, 1, 1, 1, 1)))  # of other readings of a method, which have its colour
 
 DECAY, ACTIONS, GRADIENTS = ("bc_reg_decay:1", "bc_reg_decay:5"), ("ta:1", "ta:5"), ("tg:1", "tg:5")
-FIGURES = {  # of the paper: teacher, a panel for each number of cycles, rows
+FIGURES = {  # of the paper: teacher, a panel for each number of cycles, methods
     "4": ("expert", (4, 8), ("bc", "bc_reg")),
     "5": ("expert", (4, 8), ("bc", *DECAY)),
     "6a": ("expert", (4,), (*DECAY, *ACTIONS, "ta_qf")),
@@ -74,7 +74,7 @@ class Args:
     """also draw Figure 2: alpha against learner steps for decay rates 1, 2 and 5"""
 
 
-# ---- panels and rows
+# ---- panels and methods
 
 
 class Panel(NamedTuple):
@@ -90,7 +90,7 @@ class Panel(NamedTuple):
         return {**self.budget._asdict(), "teacher": self.teacher, "num_cycles": self.num_cycles}
 
 
-Rows = dict[str, list[Run]]  # the runs of each row, in the order of figures
+Methods = dict[str, list[Run]]  # the runs of each method, in the order of figures
 
 
 def title(panel: Panel) -> str:
@@ -108,42 +108,42 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}{'s' * (number > 1)}"
 
 
-def sizes(*panels: Rows) -> str:
-    """How many tasks and seeds the rows have, in words."""
-    seeds = [n for rows in panels for of in rows.values() for n in Counter(run.env_id for run in of).values()]
-    tasks = {run.env_id for rows in panels for run in flat(rows)}
+def sizes(*panels: Methods) -> str:
+    """How many tasks and seeds the methods have, in words."""
+    seeds = [n for methods in panels for of in methods.values() for n in Counter(run.env_id for run in of).values()]
+    tasks = {run.env_id for methods in panels for run in flat(methods)}
     few = f"{min(seeds)} to " * (min(seeds) < max(seeds))
     return f"{counted(len(tasks), 'task')}, {few}{counted(max(seeds), 'seed')}"
 
 
-def flat(rows: Rows) -> list[Run]:
-    """The runs of all rows."""
-    return list(itertools.chain.from_iterable(rows.values()))
+def flat(methods: Methods) -> list[Run]:
+    """The runs of all methods."""
+    return list(itertools.chain.from_iterable(methods.values()))
 
 
-def _place(row: str) -> tuple[int, str]:
-    base = row.partition(",")[0]
-    return list(COLOURS).index(base) if base in COLOURS else len(COLOURS), row
+def _place(method: str) -> tuple[int, str]:
+    base = method.partition(",")[0]
+    return list(COLOURS).index(base) if base in COLOURS else len(COLOURS), method
 
 
-def group_runs(loaded: Iterable[Run]) -> dict[Panel, Rows]:
-    """Runs by panel and row, in the order of figures."""
-    panels: dict[Panel, Rows] = defaultdict(lambda: defaultdict(list))
-    for run in sorted(loaded, key=lambda run: (run.budget, run.teacher, run.num_cycles, *_place(run.row), run[1:3])):
-        panels[Panel(run.budget, run.teacher, run.num_cycles)][run.row].append(run)
+def group_runs(loaded: Iterable[Run]) -> dict[Panel, Methods]:
+    """Runs by panel and method, in the order of figures."""
+    panels: dict[Panel, Methods] = defaultdict(lambda: defaultdict(list))
+    for run in sorted(loaded, key=lambda run: (run.budget, run.teacher, run.num_cycles, *_place(run.method), run[1:3])):
+        panels[Panel(run.budget, run.teacher, run.num_cycles)][run.method].append(run)
     return panels
 
 
-def on_common_tasks(name: str, panels: dict[Any, Rows]) -> dict[Any, Rows]:
-    """`panels` without the tasks that not all their rows have, which are told on stderr; empty if no task is left."""
-    tasks = [{run.env_id for run in members} for rows in panels.values() for members in rows.values()]
+def on_common_tasks(name: str, panels: dict[Any, Methods]) -> dict[Any, Methods]:
+    """`panels` with only the tasks that all methods have; the others are told on stderr; empty if no task is left."""
+    tasks = [{run.env_id for run in members} for methods in panels.values() for members in methods.values()]
     common = set.intersection(*tasks)
     if left_out := set.union(*tasks) - common:
         kept = f"only {', '.join(sorted(common))}" if common else "left out"
-        print(f"{name}: {kept}; not all rows have runs on {', '.join(sorted(left_out))}.", file=sys.stderr)
+        print(f"{name}: {kept}; not all methods have runs on {', '.join(sorted(left_out))}.", file=sys.stderr)
     return {
-        panel: {row: [run for run in members if run.env_id in common] for row, members in rows.items()}
-        for panel, rows in panels.items()
+        panel: {method: [run for run in members if run.env_id in common] for method, members in methods.items()}
+        for panel, methods in panels.items()
         if common
     }
 
@@ -151,25 +151,25 @@ def on_common_tasks(name: str, panels: dict[Any, Rows]) -> dict[Any, Rows]:
 # ---- statistics
 
 
-def average_curves(rows: Rows) -> dict[str, np.ndarray]:
+def average_curves(methods: Methods) -> dict[str, np.ndarray]:
     """Mean and standard deviation (divided by n) over tasks and seeds, as the paper shades it.
 
     Every task counts the same, however many seeds it has. Curves are averaged at the evaluations' learner steps where
     all runs have the same ones, else, interpolated linearly, at 201 points.
 
     Returns:
-        for each row learner steps, mean and standard deviation, (3, points).
+        for each method learner steps, mean and standard deviation, (3, points).
     """
-    loaded, curves = flat(rows), {}
+    loaded, curves = flat(methods), {}
     grid = loaded[0].steps
     if not all(np.array_equal(run.steps, grid) for run in loaded):
         grid = np.linspace(0, grid[-1], 201)
-    for row, members in rows.items():
+    for method, members in methods.items():
         values = np.stack([np.interp(grid, run.steps, run.returns) for run in members])
         weights = runs.task_weights(members)
         mean = np.average(values, axis=0, weights=weights)
         deviation = np.sqrt(np.average((values - mean) ** 2, axis=0, weights=weights))
-        curves[row] = np.stack([grid, mean, deviation])
+        curves[method] = np.stack([grid, mean, deviation])
     return curves
 
 
@@ -202,7 +202,7 @@ def estimate(statistic: Callable[..., np.ndarray], *scores: np.ndarray) -> tuple
 
 
 def score_matrix(members: list[Run], score: Callable[[Run], float]) -> np.ndarray:
-    """Scores of a row's runs, (runs, tasks). Tasks with more runs than others lose those with the highest seeds."""
+    """Scores of a method's runs, (runs, tasks). Tasks with more runs than others lose those with the highest seeds."""
     of_task = defaultdict(list)
     for run in members:
         of_task[run.env_id].append(score(run))
@@ -210,25 +210,33 @@ def score_matrix(members: list[Run], score: Callable[[Run], float]) -> np.ndarra
     return np.array([scores[:fewest] for scores in of_task.values()]).T
 
 
-def summarise(panels: dict[Panel, Rows]) -> list[dict[str, Any]]:
-    """One dict for each panel, row and measure, with the estimate and its 95 % interval."""
+def summarise(panels: dict[Panel, Methods]) -> list[dict[str, Any]]:
+    """One dict for each panel, method and measure, with the estimate and its 95 % interval."""
     lines = []
-    for panel, rows in panels.items():
+    for panel, methods in panels.items():
         finals = {
-            row: score_matrix(of, lambda run: run.report["final"]["return"]["mean"] / 1000) for row, of in rows.items()
+            method: score_matrix(of, lambda run: run.report["final"]["return"]["mean"] / 1000)
+            for method, of in methods.items()
         }
-        for row, members in rows.items():
+        for method, members in methods.items():
             counts = Counter(run.env_id for run in members).values()
             if (few := min(counts)) < max(counts):
-                text = f"{row}, {title(panel)}: tasks have {few} to {max(counts)} runs; statistics use {few} of each."
+                text = (
+                    f"{method}, {title(panel)}: tasks have {few} to {max(counts)} runs; statistics use {few} of each."
+                )
                 print(text, file=sys.stderr)
-            measures = {FINAL: estimate(interquartile_mean, finals[row])}
+            measures = {FINAL: estimate(interquartile_mean, finals[method])}
             if all(run.report["dip"] for run in members):
                 dips = score_matrix(members, lambda run: run.report["dip"]["depth"] / 1000)
                 measures[DIP] = estimate(interquartile_mean, dips)
-            if row != "bc" and "bc" in finals:
-                measures[IMPROVEMENT] = estimate(improvement, finals[row], finals["bc"])
-            same = {**panel.columns, "row": row, "tasks": finals[row].shape[1], "runs_per_task": finals[row].shape[0]}
+            if method != "bc" and "bc" in finals:
+                measures[IMPROVEMENT] = estimate(improvement, finals[method], finals["bc"])
+            same = {
+                **panel.columns,
+                "method": method,
+                "tasks": finals[method].shape[1],
+                "runs_per_task": finals[method].shape[0],
+            }
             for measure, (point, low, high) in measures.items():
                 lines.append({**same, "measure": measure, "estimate": point, "low": low, "high": high})
     return lines
@@ -242,12 +250,12 @@ def write_csv(path: Path, lines: list[dict[str, Any]]) -> None:
         writer.writerows({key: "" if value != value else value for key, value in line.items()} for line in lines)
 
 
-def write_curves(path: Path, panels: dict[Panel, Rows]) -> None:
-    """Write every row's averaged curve as lines of a CSV file."""
+def write_curves(path: Path, panels: dict[Panel, Methods]) -> None:
+    """Write every method's averaged curve as lines of a CSV file."""
     lines = []
-    for panel, rows in panels.items():
-        for row, values in average_curves(rows).items():
-            same = {**panel.columns, "row": row, "runs": len(rows[row])}
+    for panel, methods in panels.items():
+        for method, values in average_curves(methods).items():
+            same = {**panel.columns, "method": method, "runs": len(methods[method])}
             lines += [same | {"x": x, "mean": mean, "std": deviation} for x, mean, deviation in values.T.tolist()]
     write_csv(path, lines)
 
@@ -255,14 +263,14 @@ def write_curves(path: Path, panels: dict[Panel, Rows]) -> None:
 # ---- figures
 
 
-def looks(rows: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Colour and line of each row: those of the paper look the same in every figure, rate 5 is dashed."""
+def looks(methods: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Colour and line of each method: those of the paper look the same in every figure, rate 5 is dashed."""
     look, others = {}, defaultdict(lambda: itertools.cycle(OTHER_STYLES))
-    for row in sorted(rows, key=_place):
-        base = row.partition(",")[0]
+    for method in sorted(methods, key=_place):
+        base = method.partition(",")[0]
         colour = COLOURS.get(base, OTHER_COLOUR)
-        style = ("--" if base.endswith(":5") else "-") if row in COLOURS else next(others[colour])
-        look[row] = {"color": colour, "linestyle": style}
+        style = ("--" if base.endswith(":5") else "-") if method in COLOURS else next(others[colour])
+        look[method] = {"color": colour, "linestyle": style}
     return look
 
 
@@ -282,13 +290,13 @@ def teachers_level(members: list[Run]) -> float | None:
     return float(np.mean([np.mean(means) for means in taught.values()])) if taught else None
 
 
-def draw_curves(path: Path, panels: dict[str, Rows], heading: str = "") -> None:
-    """Draw one panel for each title, with the mean of each row's curves and their standard deviation as a shade.
+def draw_curves(path: Path, panels: dict[str, Methods], heading: str = "") -> None:
+    """Draw one panel for each title, with the mean of each method's curves and their standard deviation as a shade.
 
     More than 100 points are drawn as their mean of the last 10, or of the last hundredth if that is more, because lines
     would hide each other.
     """
-    look = looks({row for rows in panels.values() for row in rows})
+    look = looks({method for methods in panels.values() for method in methods})
     across = 2 if len(panels) in (2, 4) else min(3, len(panels))
     down = -(-len(panels) // across)
     with plain_figure(figsize=(6.5, 0.8 + (2.6 if across < 3 else 2.0) * down)) as figure:
@@ -299,16 +307,16 @@ def draw_curves(path: Path, panels: dict[str, Rows], heading: str = "") -> None:
             axes.remove()
         handles: dict[str, Any] = {}
         reached = [0.0]
-        for i, (axes, (name, rows)) in enumerate(zip(grid.flat, panels.items(), strict=False)):
-            for row, (x, mean, deviation) in average_curves(rows).items():
+        for i, (axes, (name, methods)) in enumerate(zip(grid.flat, panels.items(), strict=False)):
+            for method, (x, mean, deviation) in average_curves(methods).items():
                 if len(x) > 100:
                     window = max(DIP_EVALUATIONS, len(x) // 100)
                     mean, deviation = trailing_mean(mean, window), trailing_mean(deviation, window)
                 reached += [mean.min(), (mean + deviation).max()]
-                shade = {"color": look[row]["color"], "alpha": 0.1, "linewidth": 0}
+                shade = {"color": look[method]["color"], "alpha": 0.1, "linewidth": 0}
                 axes.fill_between(x, mean - deviation, mean + deviation, **shade)
-                handles[row] = axes.plot(x, mean, linewidth=1.1, **look[row])[0]
-            members = flat(rows)
+                handles[method] = axes.plot(x, mean, linewidth=1.1, **look[method])[0]
+            members = flat(methods)
             if (level := teachers_level(members)) is not None:
                 reached.append(level)
                 handles["teacher"] = axes.axhline(level, color="black", linestyle="--", linewidth=0.8)
@@ -321,7 +329,7 @@ def draw_curves(path: Path, panels: dict[str, Rows], heading: str = "") -> None:
             if i + across >= len(panels):  # there is no panel below
                 axes.set_xlabel("learner steps")
             if i % across == 0:
-                axes.set_ylabel("episodic return, mean ± std" if len(members) > len(rows) else "episodic return")
+                axes.set_ylabel("episodic return, mean ± std" if len(members) > len(methods) else "episodic return")
         lowest, highest = min(reached), max(reached)
         room = 0.03 * (highest - lowest) or 1.0  # so that a curve at 0 stays visible above the axis
         axes.set_ylim(lowest - room, highest + room)  # of all panels
@@ -336,41 +344,43 @@ def draw_curves(path: Path, panels: dict[str, Rows], heading: str = "") -> None:
 
 def draw_paper(output: Path, loaded: list[Run]) -> None:
     """Draw the paper's figures and one of all tasks for each budget, as far as there are runs for them."""
-    figures: dict[str, tuple[dict[str, Rows], str]] = {}
+    figures: dict[str, tuple[dict[str, Methods], str]] = {}
     for budget, (number, figure) in itertools.product(sorted({run.budget for run in loaded}), FIGURES.items()):
         teacher, cycles, shown = figure
         name = f"Figure {number}, {teacher_title(teacher)}, {budget.title}"
         panels = {
-            f"{num_cycles} cycles": rows
-            for (*of, num_cycles), rows in group_runs(run for run in loaded if run.row in shown).items()
+            f"{num_cycles} cycles": methods
+            for (*of, num_cycles), methods in group_runs(run for run in loaded if run.method in shown).items()
             if of == [budget, teacher] and num_cycles in cycles
         }
-        compared = any(len(rows) > 1 for rows in panels.values())
+        compared = any(len(methods) > 1 for methods in panels.values())
         if compared and (panels := on_common_tasks(name, panels)):
             figures[f"figure_{number}_{budget.file_name}.png"] = panels, f"{name}: {sizes(*panels.values())}"
-    shown = {(teacher, 4, row) for teacher, _, rows in FIGURES.values() for row in rows}
-    for panel, rows in group_runs(run for run in loaded if (run.teacher, run.num_cycles, run.row) in shown).items():
-        by_task: dict[str, Rows] = defaultdict(lambda: defaultdict(list))
-        for run in sorted(flat(rows), key=lambda run: run.env_id):
-            by_task[run.env_id][run.row].append(run)
-        figures[f"tasks_{panel.teacher}_{panel.budget.file_name}.png"] = by_task, f"{title(panel)}: {sizes(rows)}"
+    shown = {(teacher, 4, method) for teacher, _, methods in FIGURES.values() for method in methods}
+    for panel, methods in group_runs(
+        run for run in loaded if (run.teacher, run.num_cycles, run.method) in shown
+    ).items():
+        by_task: dict[str, Methods] = defaultdict(lambda: defaultdict(list))
+        for run in sorted(flat(methods), key=lambda run: run.env_id):
+            by_task[run.env_id][run.method].append(run)
+        figures[f"tasks_{panel.teacher}_{panel.budget.file_name}.png"] = by_task, f"{title(panel)}: {sizes(methods)}"
     if not figures:
         raise UserError("none of these runs belongs to a figure of the paper.")
     for name, (panels, heading) in figures.items():
         draw_curves(output / name, panels, heading)
 
 
-def draw_summary(path: Path, panels: dict[Panel, Rows], lines: list[dict[str, Any]]) -> None:
+def draw_summary(path: Path, panels: dict[Panel, Methods], lines: list[dict[str, Any]]) -> None:
     """Draw each measure with its interval, one line of axes for each panel."""
     measures = [name for name in (FINAL, DIP, IMPROVEMENT) if any(line["measure"] == name for line in lines)]
-    heights = [len(rows) for rows in panels.values()]
+    heights = [len(methods) for methods in panels.values()]
     with plain_figure(figsize=(6.5, 0.7 + 0.17 * sum(heights) + 0.35 * len(heights))) as figure:
         grid = figure.subplots(len(panels), len(measures), squeeze=False, sharex="col", height_ratios=heights)
-        for (i, (panel, rows)), (j, measure) in itertools.product(enumerate(panels.items()), enumerate(measures)):
-            axes, names, look = grid[i, j], list(rows), looks(rows)
+        for (i, (panel, methods)), (j, measure) in itertools.product(enumerate(panels.items()), enumerate(measures)):
+            axes, names, look = grid[i, j], list(methods), looks(methods)
             for line in lines:
                 if line["measure"] == measure and panel.columns.items() <= line.items():
-                    y, colour = names.index(line["row"]), look[line["row"]]["color"]
+                    y, colour = names.index(line["method"]), look[line["method"]]["color"]
                     axes.plot([line["low"], line["high"]], [y, y], color=colour, linewidth=1.5)
                     axes.plot(line["estimate"], y, "o", color=colour, markersize=4)
             if measure == IMPROVEMENT:
@@ -382,7 +392,7 @@ def draw_summary(path: Path, panels: dict[Panel, Rows], lines: list[dict[str, An
             if i == len(panels) - 1:
                 axes.set_xlabel(measure.replace(" of ", " of\n"))
             if j == 0:
-                axes.set_title(f"{title(panel)}: {sizes(rows)}", loc="left", in_layout=False)
+                axes.set_title(f"{title(panel)}: {sizes(methods)}", loc="left", in_layout=False)
         figure.savefig(path, dpi=200)
 
 
@@ -411,11 +421,11 @@ def main(args: Args) -> None:
         draw_paper(args.output, loaded)
     elif loaded:
         panels = {}
-        for panel, rows in group_runs(loaded).items():
-            panels |= on_common_tasks(title(panel), {panel: rows})
+        for panel, methods in group_runs(loaded).items():
+            panels |= on_common_tasks(title(panel), {panel: methods})
         if not panels:
-            raise UserError("no panel has a task with runs of all its rows.")
-        titled = {title(panel).replace("teacher, ", "teacher\n"): rows for panel, rows in panels.items()}
+            raise UserError("no panel has a task with runs of all its methods.")
+        titled = {title(panel).replace("teacher, ", "teacher\n"): methods for panel, methods in panels.items()}
         tasks = {run.env_id for run in loaded}
         draw_curves(args.output / "curves.png", titled, heading=tasks.pop() if len(tasks) == 1 else "")
         write_curves(args.output / "curves.csv", panels)

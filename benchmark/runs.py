@@ -50,7 +50,7 @@ PAPER = Budget(2_000_000, 250_000)  # [paper A.2]
 class Run(NamedTuple):
     """What is averaged of one run. `steps` and `returns` are those of its n evaluations, (n,)."""
 
-    row: str
+    method: str
     env_id: str
     seed: int
     teacher: str
@@ -106,7 +106,7 @@ def load(path: Path) -> Run:
     try:
         content = extract(path) if path.suffix != ".json" else json.loads(path.read_text())
         resolved, summary, curve = (content[name] for name in ("resolved", "report", "curve"))
-        name = summary.get("name") or summary["row"]  # as it was called until November 2026
+        name = summary["name"]
         key = (name, *(resolved[name] for name in ("env_id", "seed", "teacher", "num_cycles")))
         budget = Budget(resolved["actor_steps"], resolved["learner_steps"])
         return Run(*key, budget, np.array(curve["learner_step"]), np.array(curve["return"]), summary, resolved)
@@ -120,7 +120,7 @@ def find(paths: Iterable[Path]) -> list[Path]:
     """The finished runs that `paths` name: run folders, kept files, and folders of kept files.
 
     What sweep.py leaves beside its run folders is passed over, so that `runs/*` can be given as it is: logs, figures,
-    and the clones that its rows share. A folder without a finished run is passed over too, with a sentence on stderr.
+    and the clones that its methods share. So is a folder without a finished run, with a sentence on stderr.
     """
     found = []
     for path in paths:
@@ -137,12 +137,12 @@ def load_all(paths: Iterable[Path]) -> list[Run]:
     """Read all finished runs that `paths` name, as `find` says.
 
     Raises:
-        UserError: a file is damaged, a run is there twice, or a row's seeds were run with different flags.
+        UserError: a file is damaged, a run is there twice, or a method's seeds were run with different flags.
     """
     loaded = [load(path) for path in tqdm(find(paths), "reading runs", disable=None, leave=False)]
     by_name: dict[str, dict[int, Run]] = {}
     for run in loaded:
-        name = f"{run.row}, {run.env_id}, {run.num_cycles} cycles, teacher {run.teacher}, {run.budget.title}"
+        name = f"{run.method}, {run.env_id}, {run.num_cycles} cycles, teacher {run.teacher}, {run.budget.title}"
         seeds = by_name.setdefault(name, {})
         if run.seed in seeds:
             raise UserError(f"two runs are both {name}, seed {run.seed}; give one of them.")

@@ -1,14 +1,15 @@
-"""Milliseconds of one learner step for each row, against the time that its matrix products alone would take.
+"""Milliseconds of one update for each method, and steps per second of a deployment.
 
     python benchmark/speed.py [--compile] [--transitions 100000]
 
-A step is what `learn` does: sampling, both gradients, clipping, both Adam steps, the non-finite watch, a target copy
-every hundred. The bound is the row's own multiply-adds at the speed of `torch.mm` on 256x256 in this process. Rows and
-the product are timed in turns, so that a machine whose speed drifts treats them alike. Sizes are walker-run's, the data
-is random.
+An update is sampling, both gradients, clipping, both Adam steps, and a target copy every hundred. All methods are timed
+in turns, so that a machine whose speed drifts treats them alike. Sizes are walker-run's, the data is random. A
+deployment is twenty episodes of walker-run's expert, with noise, in `--num-workers` processes.
 """
 
+import contextlib
 import copy
+import itertools
 import statistics
 import sys
 import tempfile
@@ -16,25 +17,23 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import methods
 import numpy as np
 import torch
 import tyro
-from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from any folder
 
 import gbrl_d4pg
-from common import launch, snapshots
+from common import envs, launch, snapshots, teachers
 from common.envs import EnvSpec
 from common.replay import Replay
 from common.rollouts import Episode
+from common.workers import Workers
 
 WALKER = EnvSpec("walker-run", 24, 6, 1000)
-ROWS = [f"{name}:1" if row.decays else name for name, row in methods.METHODS.items()]
+METHODS = [f"{name}:1" if method.decays else name for name, method in methods.METHODS.items()]
 
 
 @dataclass
@@ -51,6 +50,8 @@ class Args:
     """threads of the learner"""
     cuda: bool = False
     """time on the GPU"""
+    num_workers: int = 1
+    """worker processes of the deployment"""
 
 
 def filled(transitions: int, device: torch.device) -> Replay:
@@ -73,19 +74,14 @@ def make_teacher(device: torch.device) -> snapshots.Snapshot:
         return snapshots.load(Path(folder) / "teacher.pt", device)
 
 
-def make_args(row: str) -> tuple[ModuleType, Any]:
-    """The row's script and its resolved flags."""
-    script, args = methods.load(row)
-    return script, script.resolve(args, WALKER)
-
-
-def make_step(row: str, replay: Replay, device: torch.device, compiled: bool) -> tuple[Callable[[], None], int]:
-    """One learner step of a row as a function, and its multiply-adds."""
-    script, args = make_args(row)
+def make_step(method: str, replay: Replay, device: torch.device, compiled: bool) -> Callable[[], None]:
+    """One update of a method as a function."""
+    script, args = methods.load(method)
+    args = script.resolve(args, WALKER)
     agent = script.Agent(args, WALKER, device)
     teacher = make_teacher(device)
     script.annotate(args, replay, agent.bc_policy, agent.previous_policy, teacher)
-    sampler, count = torch.Generator(device).manual_seed(0), [0]
+    sampler, count = torch.Generator(device).manual_seed(0), itertools.count(1)
     compute = script.compute_gradients
     if compiled:
         compute = launch.compiled(compute, device)
@@ -96,17 +92,10 @@ def make_step(row: str, replay: Replay, device: torch.device, compiled: bool) ->
         compute(args, agent, teacher, batch, progress)
         script.optimizer_step(agent.critic, agent.critic_optimizer, args.max_grad_norm)
         script.optimizer_step(agent.policy, agent.policy_optimizer, args.max_grad_norm)
-        count[0] += 1
-        if count[0] % args.target_period == 0:
+        if next(count) % args.target_period == 0:
             agent.copy_targets()
 
-    counter = FlopCounterMode(display=False)
-    with counter:
-        halfway = script.Progress(*(torch.full((), 0.5, device=device) for _ in range(2)))
-        script.compute_gradients(args, agent, teacher, replay.sample(args.batch_size, sampler), halfway)
-    agent.critic_optimizer.zero_grad()
-    agent.policy_optimizer.zero_grad()
-    return step, counter.get_total_flops() // 2
+    return step
 
 
 def median_ms(function: Callable[[], object], times: int, device: torch.device) -> float:
@@ -123,40 +112,43 @@ def median_ms(function: Callable[[], object], times: int, device: torch.device) 
     return 1000 * statistics.median(seconds)
 
 
+def deployment(num_workers: int) -> float:
+    """Environment steps per second of twenty noisy episodes, once the processes have started."""
+    spec = envs.spec(WALKER.env_id)
+    teacher = teachers.load("expert", spec, "actions", torch.device("cpu"))
+    with contextlib.closing(Workers(spec, num_workers)) as pool:
+        pool.episodes(teacher.action, 0.3, (1,), range(20), "starting")
+        began = time.perf_counter()
+        pool.episodes(teacher.action, 0.3, (2,), range(20), "timing")
+        return 20 * spec.episode_length / (time.perf_counter() - began)
+
+
 def main(args: Args) -> None:
-    """Time all rows in turns and print a table."""
+    """Time all methods in turns and print a table, then a deployment."""
     run_args = gbrl_d4pg.Args(torch_threads=args.torch_threads, cuda=args.cuda, compile=args.compile)
     device = launch.configure_torch(run_args)
-    replay = filled(args.transitions, device)
-    # A copy of the replay each: the columns that a row annotates are its own.
-    steps = {(row, False): make_step(row, copy.deepcopy(replay), device, False) for row in ROWS}
+    replay, kinds = filled(args.transitions, device), (False, True) if args.compile else (False,)
+    # A copy of the replay each: the columns that a method annotates are its own.
+    steps = {
+        (method, kind): make_step(method, copy.deepcopy(replay), device, kind) for kind in kinds for method in METHODS
+    }
     if args.compile:
-        steps |= {(row, True): make_step(row, copy.deepcopy(replay), device, True) for row in ROWS}
-        torch._dynamo.config.error_on_recompile = False  # rows of one script are compilations of one function
-        for row in ROWS:
-            print(row, end=": ", flush=True)
-            steps[row, True][0]()  # says how long compiling took
-    a, b, out = (torch.rand(256, 256, device=device) for _ in range(3))
+        torch._dynamo.config.error_on_recompile = False  # methods of one script are compilations of one function
+        for method in METHODS:
+            print(method, end=": ", flush=True)
+            steps[method, True]()  # says how long compiling took
     times: dict[tuple[str, bool], list[float]] = {key: [] for key in steps}
-    products = []
     for turn in range(args.rounds + 1):
-        products.append(median_ms(lambda: torch.mm(a, b, out=out), 50, device))
-        for key, (step, _) in steps.items():
+        for key, step in steps.items():
             value = median_ms(step, 10, device)
             if turn > 0:  # the first turn warms up
                 times[key].append(value)
-    speed = 256**3 / min(products)  # multiply-adds per millisecond
-    print(
-        f"torch.mm 256x256: {min(products):.3f} ms, the fastest median of {len(products)}; {device}, "
-        f"{args.torch_threads} threads"
-    )
-    print(f"{'row':16}{'':10}{'ms':>8}{'bound':>8}{'ratio':>8}{'vs bc':>8}")
-    for (row, is_compiled), values in times.items():
-        ms, bound = statistics.median(values), steps[row, is_compiled][1] / speed
-        kind = "compiled" if is_compiled else "eager"
-        base = statistics.median(times["bc", is_compiled])
-        print(f"{row:16}{kind:10}{ms:8.2f}{bound:8.2f}{ms / bound:8.2f}{ms / base:8.2f}")
+    print(f"{device}, {args.torch_threads} threads\n{'method':16}{'':10}{'ms':>8}{'vs bc':>8}")
+    for (method, kind), values in times.items():
+        ms, base = statistics.median(values), statistics.median(times["bc", kind])
+        print(f"{method:16}{'compiled' if kind else 'eager':10}{ms:8.2f}{ms / base:8.2f}")
+    print(f"walker-run, {args.num_workers} workers: {deployment(args.num_workers):.0f} steps/s deployed")
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args))
+    main(tyro.cli(Args, description=__doc__))

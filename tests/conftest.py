@@ -2,7 +2,7 @@ import functools
 
 import pytest
 import torch
-from small import TOY, live, make_args, run_row
+from small import TOY, live, make_args, run_method
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -17,8 +17,8 @@ def demo_dir(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def alone(tmp_path_factory, demo_dir):
-    """A function of a row: its run on the toy task that was left alone, made once."""
-    return functools.cache(lambda row: run_row(row, tmp_path_factory.mktemp("alone") / "run", demo_dir, **TOY))
+    """A function of a method: its run on the toy task that was left alone, made once."""
+    return functools.cache(lambda method: run_method(method, tmp_path_factory.mktemp("alone") / "run", demo_dir, **TOY))
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Small parts for tests of the maths: a made-up task, agents, batches, a teacher, and each row with telling numbers."""
+"""Small parts for tests of the maths: a made-up task, agents, batches, a teacher, and methods with telling numbers."""
 
 import dataclasses
 import importlib
@@ -17,21 +17,21 @@ CPU = torch.device("cpu")
 ENV = EnvSpec("made-up", 3, 2, 20)
 FILES = sorted({method.script for method in methods.METHODS.values()})
 SCRIPTS = tuple(importlib.import_module(Path(name).stem) for name in FILES)
-ROWS = (
+METHODS = (
     "bc", "bc_reg,bc-weight:0.7", "bc_reg_decay:5", "between:1", "ta:1,beta:3", "ta:1,beta-decay", "ta_qf",
     "ta_qf,beta:3", "tg:5,teacher-dqda-clip:0.9",
 )  # fmt: skip
 
 
-def parse(row, **flags):
-    """The row's script and its arguments as its command line gives them."""
-    script, args = methods.load(row)
+def parse(method, **flags):
+    """The method's script and its arguments as its command line gives them."""
+    script, args = methods.load(method)
     return script, dataclasses.replace(args, **flags)
 
 
-def make_args(row, **flags):
-    """The row's script and its resolved arguments."""
-    script, args = parse(row, **flags)
+def make_args(method, **flags):
+    """The method's script and its resolved arguments."""
+    script, args = parse(method, **flags)
     return script, script.resolve(args, ENV)
 
 
@@ -50,7 +50,7 @@ def make_agent(script, args, seed=0):
 
 
 def make_batch(seed, size=32):
-    """A batch with the columns of every row."""
+    """A batch with the columns of every method."""
     generator = torch.Generator().manual_seed(seed)
 
     def uniform(*shape):

@@ -24,8 +24,8 @@ SMALL = {
 FILE = Path(__file__).with_name("toy.py")
 TOY = {"env_id": f"{FILE}:Point", "teacher": f"{FILE}:Pusher", "actor_steps": 400}  # with these it takes a second
 RATES = {"bc_reg_decay": 5}  # where it isn't 1
-ROWS = tuple(f"{name}:{RATES.get(name, 1)}" if row.decays else name for name, row in methods.METHODS.items())
-SCRIPTS = tuple(dict.fromkeys(row.script.removesuffix(".py") for row in methods.METHODS.values()))
+METHODS = tuple(f"{name}:{RATES.get(name, 1)}" if method.decays else name for name, method in methods.METHODS.items())
+SCRIPTS = tuple(dict.fromkeys(method.script.removesuffix(".py") for method in methods.METHODS.values()))
 
 
 def own(folder, name, code):
@@ -39,15 +39,15 @@ def script(name):
     return importlib.import_module(name)
 
 
-def make_args(row, run_dir, demo_dir, **flags):
-    """The script of a row of the table, and the flags of its small run."""
-    module, args = methods.load(row)
+def make_args(method, run_dir, demo_dir, **flags):
+    """The script of a method of the table, and the flags of its small run."""
+    module, args = methods.load(method)
     return module, dataclasses.replace(args, run_dir=str(run_dir), demo_dir=str(demo_dir), **(SMALL | flags))
 
 
-def run_row(row, run_dir, demo_dir, **flags):
-    """Run a row of the table in this process; returns its folder."""
-    module, args = make_args(row, run_dir, demo_dir, **flags)
+def run_method(method, run_dir, demo_dir, **flags):
+    """Run a method of the table in this process; returns its folder."""
+    module, args = make_args(method, run_dir, demo_dir, **flags)
     return module.main(args)
 
 
@@ -98,7 +98,7 @@ def differences(a, b):
     return sorted(k for k in a.keys() | b.keys() if a.get(k) != b.get(k))
 
 
-def live(row, args, steps=(), renames=False, seen=(), number=signal.SIGKILL):
+def live(method, args, steps=(), renames=False, seen=(), number=signal.SIGKILL):
     """One life of a run, in a forked process, which gets a signal at a moment that isn't among those `seen`.
 
     Moments are named by what is done, not by a clock: the ends of `steps`, pairs of cycle and step, and with `renames`
@@ -107,7 +107,7 @@ def live(row, args, steps=(), renames=False, seen=(), number=signal.SIGKILL):
     Returns:
         The moment, or None if there was none and the run ended by itself.
     """
-    module, pipe = methods.load(row)[0], multiprocessing.Pipe(duplex=False)
+    module, pipe = methods.load(method)[0], multiprocessing.Pipe(duplex=False)
 
     def child():
         forkserver._forkserver.__init__()  # the parent's can start no workers here

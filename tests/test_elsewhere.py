@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import toy
-from small import SMALL, TOY, differences, keep_replays, metrics, report, result, run_row, script
+from small import SMALL, TOY, differences, keep_replays, metrics, report, result, run_method, script
 
 from common import UserError, Waiting, envs, files, recorded, rollouts, snapshots, teachers
 from common.envs import EnvSpec
@@ -29,12 +29,12 @@ def example(name):
     return module
 
 
-def run_elsewhere(row, run_dir, demo_dir, **flags):
-    """Run a row, bringing what it asks for each time it stops; returns its folder and what it asked for, in order."""
+def run_elsewhere(method, run_dir, demo_dir, **flags):
+    """Run a method, bringing what it asks for each time it stops; returns its folder and what it asked for."""
     other, asked = example("deploy_elsewhere"), []
     while True:
         try:
-            run_row(row, run_dir, demo_dir, **(TOY | flags))
+            run_method(method, run_dir, demo_dir, **(TOY | flags))
             assert not (run_dir / "waiting.json").exists()
             return run_dir, asked
         except Waiting as stop:
@@ -45,18 +45,18 @@ def run_elsewhere(row, run_dir, demo_dir, **flags):
             other.main(other.Args(run_dir, TOY["teacher"]))
 
 
-@pytest.mark.parametrize("row", ("bc", "ta:1"))
-def test_deployed_elsewhere_is_deployed_here(row, tmp_path, demo_dir):
-    here = run_row(row, tmp_path / "here", demo_dir, **TOY)
-    there, asked = run_elsewhere(row, tmp_path / "there", demo_dir, deploy="elsewhere")
+@pytest.mark.parametrize("method", ("bc", "ta:1"))
+def test_deployed_elsewhere_is_deployed_here(method, tmp_path, demo_dir):
+    here = run_method(method, tmp_path / "here", demo_dir, **TOY)
+    there, asked = run_elsewhere(method, tmp_path / "there", demo_dir, deploy="elsewhere")
     assert asked == [("episodes", 1), ("episodes", 2)]
     assert differences(result(there), result(here)) == []
 
 
-@pytest.mark.parametrize("row", ("ta:1", "ta_qf"))
-def test_annotated_by_file_is_annotated_by_asking(row, tmp_path, demo_dir):
-    here = run_row(row, tmp_path / "here", demo_dir, **TOY)
-    there, asked = run_elsewhere(row, tmp_path / "there", demo_dir, annotate="elsewhere")
+@pytest.mark.parametrize("method", ("ta:1", "ta_qf"))
+def test_annotated_by_file_is_annotated_by_asking(method, tmp_path, demo_dir):
+    here = run_method(method, tmp_path / "here", demo_dir, **TOY)
+    there, asked = run_elsewhere(method, tmp_path / "there", demo_dir, annotate="elsewhere")
     assert asked == [("annotations", 1), ("annotations", 2)]
     assert differences(result(there), result(here)) == []
 
@@ -81,7 +81,7 @@ def test_a_share_of_the_states_is_annotated_and_counted(tmp_path, demo_dir):
 
 def test_answers_that_do_not_fit_are_refused(tmp_path, demo_dir):
     def go_on():
-        run_row("ta_qf", tmp_path / "run", demo_dir, annotate="elsewhere", **TOY)
+        run_method("ta_qf", tmp_path / "run", demo_dir, annotate="elsewhere", **TOY)
 
     with pytest.raises(Waiting):
         go_on()
@@ -110,14 +110,14 @@ def test_recorded_demonstrations_are_cloned_to_what_was_meant(tmp_path, demo_dir
         episode["intended_action"] = teacher.action(torch.from_numpy(episode["obs"][:-1])).numpy()
     recorded.write(tmp_path / "mine.npz", episodes)
     replays = keep_replays(script("gbrl_d4pg"), monkeypatch)
-    run_dir = run_row("bc", tmp_path / "run", demo_dir, env_id=TASK, teacher=str(tmp_path / "mine.npz"))
+    run_dir = run_method("bc", tmp_path / "run", demo_dir, env_id=TASK, teacher=str(tmp_path / "mine.npz"))
     batch = replays[1].sample(64, torch.Generator().manual_seed(0))  # of demonstrations; the first is the growing batch
     torch.testing.assert_close(batch["teacher_action"], teacher.action(batch["obs"]), atol=1e-5, rtol=0)
     returns = [float(episode["reward"].sum(dtype=np.float64)) for episode in episodes]
     assert report(run_dir)["teacher"]["return"]["mean"] == pytest.approx(np.mean(returns))
-    for row in ("ta_qf", "tg:1"):
-        with pytest.raises(UserError, match="recorded episodes give demonstrations only; this row needs action"):
-            run_row(row, tmp_path / "no", demo_dir, env_id=TASK, teacher=str(tmp_path / "mine.npz"))
+    for method in ("ta_qf", "tg:1"):
+        with pytest.raises(UserError, match="recorded episodes give demonstrations only; this method needs action"):
+            run_method(method, tmp_path / "no", demo_dir, env_id=TASK, teacher=str(tmp_path / "mine.npz"))
 
 
 def spoilt(name, where, value):
@@ -196,14 +196,14 @@ def test_fewer_steps_than_asked_are_told_and_made_up_for(tmp_path, demo_dir, cap
     steps = []
     for bring in (20, None):
         with pytest.raises(Waiting):
-            run_row("bc", run_dir, demo_dir, **flags)
+            run_method("bc", run_dir, demo_dir, **flags)
         request = files.load_json(run_dir / "waiting.json", "request")
         steps.append(request["steps"])
         of = {"cycle": len(steps), "folder": f"cycle_000{len(steps)}"}
         assert request == of | {"for": "episodes", "steps": steps[-1], "sigma": 0.3}
         args = files.load_json(run_dir / "args.json", "arguments")["args"]
         other.deploy(run_dir / request["folder"], args, request["cycle"], bring or request["steps"], 0)
-    run_row("bc", run_dir, demo_dir, **flags)
+    run_method("bc", run_dir, demo_dir, **flags)
     assert steps == [40, 60]
     assert "has 20 of 40 steps" in capsys.readouterr().out
     deployed = {line["cycle"]: line["learner_step"] for line in metrics(run_dir) if "deploy/episodic_return" in line}
@@ -216,15 +216,15 @@ def test_a_whole_episode_more_than_asked_is_refused_and_fewer_taken(tmp_path, de
     other, run_dir = example("deploy_elsewhere"), tmp_path / "run"
     for bring in (60, 40):
         with pytest.raises(Waiting, match="for 40 steps"):
-            run_row("bc", run_dir, demo_dir, **flags)
+            run_method("bc", run_dir, demo_dir, **flags)
         args = files.load_json(run_dir / "args.json", "arguments")["args"]
         other.deploy(run_dir / "cycle_0001", args, 1, bring, 0)
         if bring == 60:
             with pytest.raises(UserError, match="has 60 steps, where 40 were asked for: leave out whole episodes"):
-                run_row("bc", run_dir, demo_dir, **flags)
+                run_method("bc", run_dir, demo_dir, **flags)
             (run_dir / "cycle_0001" / "episodes.npz").unlink()
     with pytest.raises(Waiting, match=r"cycle_0002.* for 40 steps"):
-        run_row("bc", run_dir, demo_dir, **flags)
+        run_method("bc", run_dir, demo_dir, **flags)
 
 
 CLINIC = """
@@ -243,14 +243,14 @@ def test_without_a_simulator_deployments_speak(tmp_path, demo_dir):
     env_id = f"{tmp_path}/clinic.py:Clinic"
     flags = {"env_id": env_id, "teacher": str(tmp_path / "mine.npz"), "actor_steps": 80, "learner_steps": 8}
     with pytest.raises(UserError, match="can't be simulated: --deploy elsewhere"):
-        run_row("bc", tmp_path / "run", demo_dir, **flags)
+        run_method("bc", tmp_path / "run", demo_dir, **flags)
     for cycle in (1, 2):
         with pytest.raises(Waiting):
-            run_row("bc", tmp_path / "run", demo_dir, deploy="elsewhere", **flags)
+            run_method("bc", tmp_path / "run", demo_dir, deploy="elsewhere", **flags)
         policy = torch.jit.load(tmp_path / "run" / f"cycle_000{cycle}" / "policy.torchscript")
         assert policy(torch.zeros(4, 3)).shape == (4, 2)
         recorded.write(tmp_path / "run" / f"cycle_000{cycle}" / "episodes.npz", made_up(2, seed=cycle))
-    run_dir = run_row("bc", tmp_path / "run", demo_dir, deploy="elsewhere", **flags)
+    run_dir = run_method("bc", tmp_path / "run", demo_dir, deploy="elsewhere", **flags)
     content = report(run_dir)
     assert content["returns"].startswith("deployments") and content["clone"] is None and content["dip"] is None
     expected = np.mean([episode["reward"].sum() for episode in made_up(2, seed=2)])

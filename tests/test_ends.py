@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small import SMALL, TOY, differences, equal, own, result, run_row, script
+from small import SMALL, TOY, differences, equal, own, result, run_method, script
 
 from common import UserError, envs, files, teachers, workers
 from common.replay import Replay
@@ -40,7 +40,7 @@ def test_a_full_disk_is_a_sentence_and_the_run_goes_on_once_there_is_room(alone,
     sentences = []
     while True:
         try:
-            run_row("ta:1", folder, tmp_path / "demos", **TOY)
+            run_method("ta:1", folder, tmp_path / "demos", **TOY)
             break
         except UserError as error:
             sentences.append(str(error))
@@ -65,8 +65,8 @@ def test_a_line_of_metrics_that_cannot_be_written_is_a_sentence(alone, tmp_path,
     with monkeypatch.context() as patch:
         patch.setattr(Run, "deploy", deploy)
         with pytest.raises(UserError, match=r"metrics\.jsonl can't be written .No space left"):
-            run_row("ta:1", tmp_path / "run", demo_dir, **TOY)
-    run_row("ta:1", tmp_path / "run", demo_dir, **TOY)
+            run_method("ta:1", tmp_path / "run", demo_dir, **TOY)
+    run_method("ta:1", tmp_path / "run", demo_dir, **TOY)
     assert differences(result(tmp_path / "run"), result(alone("ta:1"))) == []
 
 
@@ -93,12 +93,12 @@ def test_what_is_not_finite_is_named_and_never_saved(sample, said, good, alone, 
     with monkeypatch.context() as patch:
         patch.setattr(Replay, "sample", bad)
         with pytest.raises(UserError, match=said):
-            run_row("ta:1", tmp_path / "run", demo_dir, **TOY)
+            run_method("ta:1", tmp_path / "run", demo_dir, **TOY)
     if good:
         content = files.load_torch(path, "checkpoint")
         assert (content["cycle"], content["step"]) == good
         assert all(value.isfinite().all() for value in content["state"]["parts"]["policy"].values())
-    run_row("ta:1", tmp_path / "run", demo_dir, **TOY)
+    run_method("ta:1", tmp_path / "run", demo_dir, **TOY)
     assert differences(result(tmp_path / "run"), result(alone("ta:1"))) == []
 
 
@@ -113,7 +113,7 @@ def test_an_observation_that_is_not_finite_is_named(tmp_path, demo_dir, monkeypa
 
     monkeypatch.setattr(envs.GymEnv, "step", step)
     with pytest.raises(UserError, match=r"toy\.py:Point returned an observation that isn't finite: .*nan"):
-        run_row("bc", tmp_path / "run", demo_dir, **TOY)
+        run_method("bc", tmp_path / "run", demo_dir, **TOY)
 
 
 # ---- workers and processes

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from pieces import make_agent, make_args, make_batch, make_teacher, parse, progress
-from small import TOY, differences, report, result, run_row
+from small import TOY, differences, report, result, run_method
 
 import gbrl_d4pg
 from common import files, rollouts
@@ -16,12 +16,12 @@ STEPS = 50
 LINE = TOY["env_id"].replace("Point", "Line")
 
 
-def train(row, done=None, prepare=None, loss=None, **flags):
-    """The agent after 50 updates on batches that are the same for every row.
+def train(method, done=None, prepare=None, loss=None, **flags):
+    """The agent after 50 updates on batches that are the same for every method.
 
-    `prepare(agent, batch)` may change a batch's annotations, and `loss` replaces the row's policy loss.
+    `prepare(agent, batch)` may change a batch's annotations, and `loss` replaces the method's policy loss.
     """
-    script, args = make_args(row, **flags)
+    script, args = make_args(method, **flags)
     agent, teacher = make_agent(script, args), make_teacher()
     with mock.patch.object(script, "policy_loss", loss or script.policy_loss):
         for step in range(STEPS):
@@ -70,10 +70,10 @@ OFF = {
 }
 
 
-@pytest.mark.parametrize("row", OFF)
-def test_help_switched_off_is_d4pg_bit_for_bit_and_switched_on_is_not(row, d4pg):
-    assert bit_equal(train(row, **OFF[row]), d4pg)
-    assert not bit_equal(train(row), d4pg)
+@pytest.mark.parametrize("method", OFF)
+def test_help_switched_off_is_d4pg_bit_for_bit_and_switched_on_is_not(method, d4pg):
+    assert bit_equal(train(method, **OFF[method]), d4pg)
+    assert not bit_equal(train(method), d4pg)
 
 
 def equation_7(args, policy, critic, teacher, batch, progress):
@@ -103,10 +103,10 @@ def same(a, b):
     return all(map(torch.equal, a, b))
 
 
-@pytest.mark.parametrize("row", ["bc", "between:1", "ta:1", "ta_qf", "tg:1"])
-def test_a_run_keeps_its_anchors_and_spends_its_exact_budget(row, tmp_path, demo_dir, monkeypatch):
+@pytest.mark.parametrize("method", ["bc", "between:1", "ta:1", "ta_qf", "tg:1"])
+def test_a_run_keeps_its_anchors_and_spends_its_exact_budget(method, tmp_path, demo_dir, monkeypatch):
     """7 episodes of 20 steps and 31 updates in 3 cycles."""
-    script, deployed, updates, targets, online = parse(row)[0], [], [], [], []
+    script, deployed, updates, targets, online = parse(method)[0], [], [], [], []
 
     def run_block(env_id, actor, sigma, stream, indices):
         if stream[:2] == (1, rollouts.DEPLOY):
@@ -123,7 +123,7 @@ def test_a_run_keeps_its_anchors_and_spends_its_exact_budget(row, tmp_path, demo
     monkeypatch.setattr("common.workers.run_block", run_block)
     monkeypatch.setattr(script, "compute_gradients", recorded)
     flags = TOY | {"env_id": LINE, "actor_steps": 145, "learner_steps": 31, "num_cycles": 3, "target_period": 4}
-    run_dir = run_row(row, tmp_path / "run", demo_dir, **flags)
+    run_dir = run_method(method, tmp_path / "run", demo_dir, **flags)
 
     assert [moment[:3] for moment in deployed] == [(1, 2, 0), (2, 2, 8), (3, 3, 17)]
     in_cycle = [n / 8 for n in range(8)] + [n / 9 for n in range(9)] + [n / 14 for n in range(14)]
@@ -142,7 +142,7 @@ def test_budgets_stay_true_where_episodes_end_early_with_any_number_of_workers(t
     """240 steps a cycle in episodes of 1 to 20 steps, and every transition sampled 4 times in the cycle it arrives."""
     flags = {"actor_steps": 960, "learner_steps": None, "samples_per_insert": 4.0, "batch_size": 8, "num_cycles": 4}
     flags = TOY | {"env_id": LINE.replace("Line", "Ledge")} | flags
-    runs = [run_row("ta:1", tmp_path / str(n), demo_dir, num_workers=n, **flags) for n in (0, 2)]
+    runs = [run_method("ta:1", tmp_path / str(n), demo_dir, num_workers=n, **flags) for n in (0, 2)]
     assert differences(*map(result, runs)) == []
     steps = [0]
     for cycle in range(1, 5):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small import ROOT, TOY, run_row
+from small import ROOT, TOY, run_method
 
 import gbrl_d4pg
 from common import UserError, envs, evaluate, files, rollouts, snapshots
@@ -79,7 +79,7 @@ def test_a_video_that_cannot_be_is_one_sentence_and_a_run_says_it_at_its_start(
         evaluate.choose_renderer()
     sentence = "isn't a task of dm_control's, and only those are drawn"
     with pytest.raises(UserError, match=sentence):
-        run_row("bc", tmp_path / "run", tmp_path, capture_video=True, **TOY)
+        run_method("bc", tmp_path / "run", tmp_path, capture_video=True, **TOY)
     assert not (tmp_path / "run").exists()
     mine = alone("bc") / "cycle_0002" / "snapshot.pt"
     with pytest.raises(UserError, match=sentence):
@@ -117,7 +117,7 @@ def test_a_run_films_its_kept_policies(tmp_path, demo_dir, monkeypatch):
     films, honest = [], evaluate.film_apart
     monkeypatch.setattr(evaluate, "film_apart", lambda *paths: films.append(paths))
     flags = {"env_id": "pendulum-swingup", "actor_steps": 3_000, "num_cycles": 3, "keep_every": 2, "eval_episodes": 0}
-    run_dir = run_row("bc", tmp_path / "run", demo_dir, capture_video=True, report_episodes=1, **flags)
+    run_dir = run_method("bc", tmp_path / "run", demo_dir, capture_video=True, report_episodes=1, **flags)
     folders = [run_dir / f"cycle_{cycle:04d}" for cycle in (0, 2, 3)]
     assert films == [(folder / "snapshot.pt", folder / "video.gif") for folder in folders]
     honest(*films[0])

@@ -9,7 +9,7 @@ import pytest
 import torch
 import tyro
 from pieces import CPU
-from small import ROOT, SMALL, differences, report, result, run_row
+from small import ROOT, SMALL, differences, report, result, run_method
 
 import gbrl_d4pg
 from common import UserError, envs, files, foreign, recorded, rollouts, teachers
@@ -22,7 +22,7 @@ SHORT = {"env_id": TASK, "num_cycles": 1, "actor_steps": 1_000, "learner_steps":
 
 
 def test_the_controller_demonstrates_and_annotates_as_well_as_it_says(tmp_path):
-    run_dir = run_row("ta_qf", tmp_path / "run", tmp_path / "demos", teacher=SWING_UP, **SHORT)
+    run_dir = run_method("ta_qf", tmp_path / "run", tmp_path / "demos", teacher=SWING_UP, **SHORT)
     returns = files.load_json(run_dir / "teacher.json", "evaluation")["returns"]
     assert min(returns) > 800  # 20 episodes gave 828 to 856, a slow swing-up or a fall gives far less
     assert report(run_dir)["teacher"]["return"]["mean"] == pytest.approx(np.mean(returns))
@@ -38,7 +38,7 @@ def test_the_torch_teacher_is_the_snapshot_whose_weights_it_reads(tmp_path):
     torch.testing.assert_close(teacher.action(obs), snapshot.action(obs))
     torch.testing.assert_close(gradient, snapshot.action_gradient(obs, action))
     assert (gradient != 0).all() and not gradient.requires_grad
-    run_dir = run_row("tg:1", tmp_path / "run", tmp_path / "demos", teacher=TORCH, **SHORT)
+    run_dir = run_method("tg:1", tmp_path / "run", tmp_path / "demos", teacher=TORCH, **SHORT)
     expected = {"states_annotated": 0, "gradients_asked": 20 * SMALL["batch_size"]}
     expected |= {"demonstration_queries": 4_000, "diagnosis_queries": 1_000}
     assert report(run_dir)["teacher_queries"] == expected
@@ -101,7 +101,7 @@ def test_a_gymnasium_task_by_command_line_with_and_without_workers_and_its_polic
     run_dir = gbrl_d4pg.main(tyro.cli(gbrl_d4pg.Args, args=[*flags, "0", "--run-dir", str(tmp_path / "without")]))
     assert differences(result(tmp_path / "with"), result(run_dir)) == []
     flags = {"env_id": env_id, "teacher": str(run_dir / "cycle_0002" / "snapshot.pt"), "actor_steps": 1_000}
-    helped = run_row("ta:1", tmp_path / "helped", tmp_path / "demos", **flags)
+    helped = run_method("ta:1", tmp_path / "helped", tmp_path / "demos", **flags)
     assert report(helped)["teacher_queries"]["states_annotated"] == 1_000
 
 
@@ -117,7 +117,7 @@ class Pump:
 
 def test_a_gymnasium_task_that_terminates(tmp_path):
     flags = {"env_id": "MountainCarContinuous-v0", "teacher": f"{__file__}:Pump", "bc_steps": 300}
-    run_dir = run_row("ta:1", tmp_path / "run", tmp_path / "demos", **flags, actor_steps=2_000, num_cycles=2)
+    run_dir = run_method("ta:1", tmp_path / "run", tmp_path / "demos", **flags, actor_steps=2_000, num_cycles=2)
     batches = [files.load_arrays(run_dir / f"cycle_{cycle:04d}/batch.npz", "batch") for cycle in (1, 2)]
     for batch in batches:
         for episode in rollouts.unpack(batch)[0]:
@@ -130,7 +130,7 @@ def test_preferences_are_asked_fitted_and_followed(tmp_path, capsys, monkeypatch
     copied = tmp_path / "preference_teacher.py"  # it saves its model beside itself
     copied.write_text((EXAMPLES / "preference_teacher.py").read_text())
     with pytest.raises(UserError, match="ask first: python examples/preference_teacher"):
-        run_row("tg:1", tmp_path / "run", tmp_path / "demos", teacher=f"{copied}:Preferences", **SHORT)
+        run_method("tg:1", tmp_path / "run", tmp_path / "demos", teacher=f"{copied}:Preferences", **SHORT)
     module = foreign.load_class(f"{copied}:Follower")
     example = sys.modules[module.__module__]
     monkeypatch.setattr(example, "EPISODES", 1)
@@ -139,7 +139,7 @@ def test_preferences_are_asked_fitted_and_followed(tmp_path, capsys, monkeypatch
     text = capsys.readouterr().out
     assert float(re.search(r"0% wrong: (0\.\d+) of 10,000", text)[1]) > 0.7  # seen: 0.794; by chance it is a half
     assert text.count("who follows the gradient") == 2
-    run_dir = run_row("tg:1", tmp_path / "run", tmp_path / "demos", teacher=f"{copied}:Preferences", **SHORT)
+    run_dir = run_method("tg:1", tmp_path / "run", tmp_path / "demos", teacher=f"{copied}:Preferences", **SHORT)
     assert report(run_dir)["teacher_queries"]["gradients_asked"] == 20 * SMALL["batch_size"]
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small import SCRIPTS, SMALL, TOY, equal, own, run_row, script
+from small import SCRIPTS, SMALL, TOY, equal, own, run_method, script
 
 from common import UserError, envs, foreign, launch, teachers
 from common.replay import Replay
@@ -78,7 +78,7 @@ def test_no_number_may_be_infinite_except_the_clips_and_none_nan(name):
 def test_a_folder_in_the_way_is_left_alone(tmp_path):
     (tmp_path / "chapter.tex").write_text("...")
     with pytest.raises(UserError, match="neither empty nor a run"):
-        run_row("bc", tmp_path, tmp_path / "demos", **TOY)
+        run_method("bc", tmp_path, tmp_path / "demos", **TOY)
     assert [path.name for path in tmp_path.iterdir() if path.name != ".lock"] == ["chapter.tex"]
 
 
@@ -123,7 +123,7 @@ def test_what_wandb_refuses_is_a_sentence(tmp_path, demo_dir, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setattr(wandb, "init", refuse)
     with pytest.raises(UserError, match="--track: entity nobody not found; set WANDB_MODE=offline"):
-        run_row("bc", tmp_path / "run", demo_dir, **(TOY | {"track": True}))
+        run_method("bc", tmp_path / "run", demo_dir, **(TOY | {"track": True}))
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
@@ -247,7 +247,7 @@ def test_content_counts_not_the_place(tmp_path):
 def test_a_gradient_that_is_not_finite_names_the_teacher(slope, sentence, cycle_0, tmp_path, demo_dir):
     code = f"class Mine(Pusher):\n    def action_gradient(self, obs, action): return {slope}\n"
     with pytest.raises(UserError, match=sentence):
-        run_row("tg:1", tmp_path / "run", demo_dir, **(TOY | {"teacher": own(tmp_path, "Mine", code)}))
+        run_method("tg:1", tmp_path / "run", demo_dir, **(TOY | {"teacher": own(tmp_path, "Mine", code)}))
     assert (tmp_path / "run" / "cycle_0000").exists() == cycle_0
 
 
@@ -388,5 +388,5 @@ def test_numpy_numbers_and_paths_become_plain_values():
 def test_a_run_in_a_thread_and_with_a_notebooks_back_end_is_a_run(tmp_path, demo_dir, monkeypatch):
     monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
     with concurrent.futures.ThreadPoolExecutor(1) as thread:
-        run_dir = thread.submit(run_row, "bc", tmp_path / "run", demo_dir, **TOY).result()
+        run_dir = thread.submit(run_method, "bc", tmp_path / "run", demo_dir, **TOY).result()
     assert (run_dir / "learning_curve.png").stat().st_size > 10_000

@@ -6,8 +6,8 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from pieces import CPU, ENV, ROWS, StubRun, make_agent, make_args, make_batch, make_teacher, progress
-from small import ROOT, report, run_row
+from pieces import CPU, ENV, METHODS, StubRun, make_agent, make_args, make_batch, make_teacher, progress
+from small import ROOT, report, run_method
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from common import UserError, launch
@@ -27,9 +27,9 @@ def staying(tensor, *args, _to=torch.Tensor.to, **flags):
     return wait() if "cpu" in (*args, *flags.values()) else _to(tensor, *args, **flags)
 
 
-def learn_without_values(row, compute=None):
+def learn_without_values(method, compute=None):
     """Run three learner steps, a target copy among them, on tensors that have shapes but no values."""
-    script, args = make_args(row, eval_every=10_000, batch_size=16, target_period=2)
+    script, args = make_args(method, eval_every=10_000, batch_size=16, target_period=2)
     teacher = make_teacher()
     rng = np.random.default_rng(0)
     shapes = [(21, 3), (20, 2), (20,), (20,)]
@@ -46,9 +46,9 @@ def learn_without_values(row, compute=None):
             script.learn(args, agent, teacher, replay, StubRun(), compute or script.compute_gradients, 0, 3)
 
 
-@pytest.mark.parametrize("row", ROWS)
-def test_the_loop_reads_no_value_between_log_points(row):
-    learn_without_values(row)
+@pytest.mark.parametrize("method", METHODS)
+def test_the_loop_reads_no_value_between_log_points(method):
+    learn_without_values(method)
 
 
 SYNCS = {
@@ -84,10 +84,10 @@ def hundred_updates(script, args, compute, teacher):
 
 
 @needs_compiler
-@pytest.mark.parametrize("row", ["ta_qf", "tg:1"])
-def test_compiled_learning_is_the_same_learning(row):
+@pytest.mark.parametrize("method", ["ta_qf", "tg:1"])
+def test_compiled_learning_is_the_same_learning(method):
     """A first call that compiles, then no other: `launch.compiled` makes that an error."""
-    script, args = make_args(row)
+    script, args = make_args(method)
     teacher = make_teacher()
     compute = launch.compiled(script.compute_gradients, CPU)
     compiled, eager = (hundred_updates(script, args, c, teacher) for c in (compute, script.compute_gradients))
@@ -102,7 +102,7 @@ def test_a_whole_run_compiles_once_and_books_its_phases(tmp_path, demo_dir, caps
     """Neither alpha nor another cycle nor more data compiles anew."""
     mine = f"{ROOT}/examples/torch_teacher.py:PolicyWithCritic"  # a teacher of one's own is compiled too
     flags = {"env_id": "pendulum-swingup", "num_cycles": 3, "actor_steps": 3_000, "learner_steps": 61}
-    run_dir = run_row("tg:1", tmp_path / "run", demo_dir, compile=True, teacher=mine, **flags)
+    run_dir = run_method("tg:1", tmp_path / "run", demo_dir, compile=True, teacher=mine, **flags)
     assert capsys.readouterr().out.count("compiling the update took") == 1
     seconds = report(run_dir)["seconds"]
     phases = {"demonstrations", "cloning", "critic evaluation", "deploying", "annotating", "learning"}
@@ -122,11 +122,11 @@ def test_a_teacher_that_cannot_be_compiled_is_a_sentence(tmp_path, demo_dir):
     (tmp_path / "mine.py").write_text(TEACHER)
     flags = {"env_id": "pendulum-swingup", "teacher": f"{tmp_path}/mine.py:Branches"}
     with pytest.raises(UserError, match="--compile: the update can't be compiled as one graph"):
-        run_row("tg:1", tmp_path / "run", demo_dir, compile=True, **flags)
+        run_method("tg:1", tmp_path / "run", demo_dir, compile=True, **flags)
 
 
 def test_a_missing_compiler_is_a_sentence_before_any_work(monkeypatch, tmp_path):
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(UserError, match="needs a C"):
-        run_row("bc", tmp_path / "run", tmp_path, compile=True)
+        run_method("bc", tmp_path / "run", tmp_path, compile=True)
     assert not (tmp_path / "run").exists()

@@ -11,14 +11,14 @@ import re
 import numpy as np
 import pytest
 import torch
-from pieces import CPU, ENV, ROWS, SCRIPTS, StubRun, make_agent, make_args, make_batch, make_teacher, progress
+from pieces import CPU, ENV, METHODS, SCRIPTS, StubRun, make_agent, make_args, make_batch, make_teacher, progress
 
 import gbrl_d4pg as script
 from common import snapshots
 from common.replay import Replay
 from common.rollouts import Episode
 
-all_rows = pytest.mark.parametrize("row", ROWS)
+all_methods = pytest.mark.parametrize("method", METHODS)
 
 
 # ---- the critic's target and loss
@@ -93,7 +93,7 @@ def test_alpha(script, rate):
     assert alpha(1.0, cycle=0.0, alpha_per_cycle=True) == 1
 
 
-# ---- the rows' action gradients
+# ---- the methods' action gradients
 
 
 class HandCritic:
@@ -127,16 +127,16 @@ class ActionTable(torch.nn.Module):
 
 
 def clipped(vectors, clip):
-    """Rows that are longer than `clip`, cut to that length; there must be some, but not only those."""
+    """Methods that are longer than `clip`, cut to that length; there must be some, but not only those."""
     norms = [math.hypot(*row) for row in vectors]
     assert 0 < sum(norm > clip for norm in norms) < len(norms)
     return np.array([row * min(1, clip / norm) for row, norm in zip(vectors, norms, strict=True)])
 
 
-@all_rows
+@all_methods
 @pytest.mark.parametrize("done", [0.0, 0.3, 1.0])
-def test_action_gradient_of_a_row_against_its_formula(row, done):
-    script, args = make_args(row, dqda_clip=1.4)
+def test_action_gradient_of_a_method_against_its_formula(method, done):
+    script, args = make_args(method, dqda_clip=1.4)
     batch = make_batch(5)
     table = ActionTable(batch["obs"], make_batch(6)["action"])
     batch["teacher_action"][0] = table.actions[0].detach()  # the same action is as good, and so the Q-filter fires
@@ -166,7 +166,7 @@ def test_action_gradient_of_a_row_against_its_formula(row, done):
         "ta_qf": (1 - delta, {"teacher_action": delta}, {"q_filter_rate", "distance"}),
         "ta_qf,beta:3": (1 - delta, {"previous_action": 3, "teacher_action": delta}, {"q_filter_rate", "distance"}),
         "tg:5,teacher-dqda-clip:0.9": (1 - alpha, {}, {"alpha"}),
-    }[row]
+    }[method]
     expected, value = -q_weight * clipped(obs @ w + 2 * np.cos(2 * a), 1.4), -q_weight * q(a)
     own = {"teacher/alpha": alpha, "teacher/q_filter_rate": delta.mean()}
     for anchor, weight in penalties.items():
@@ -174,7 +174,7 @@ def test_action_gradient_of_a_row_against_its_formula(row, done):
         expected = expected + weight * 2 * difference
         value = value + weight * (difference**2).sum(1, keepdims=True)
         own["teacher/distance"] = (difference**2).sum(1).mean()
-    if row.startswith("tg"):
+    if method.startswith("tg"):
         expected = expected - alpha * clipped(obs @ v - a, 0.9)
     np.testing.assert_allclose(gradient, expected / len(a), atol=1e-6)
 
@@ -190,9 +190,9 @@ def test_a_gradient_of_0_and_without_a_clip_stays_as_it_is():
     torch.testing.assert_close(script.clip_norm(vectors, 1.0), vectors / 5)
 
 
-@all_rows
-def test_annotations_are_of_the_right_policies_and_renewed_when_they_change(row):
-    script, args = make_args(row)
+@all_methods
+def test_annotations_are_of_the_right_policies_and_renewed_when_they_change(method):
+    script, args = make_args(method)
     agents, teacher = [make_agent(script, args, seed) for seed in (1, 2, 3)], make_teacher()
     bc_policy, first_previous, second_previous = (agent.bc_policy for agent in agents)
     replay = Replay(40, 3, 2, 1, 0.99, CPU)
@@ -203,7 +203,7 @@ def test_annotations_are_of_the_right_policies_and_renewed_when_they_change(row)
     by_teacher = {"teacher_action": teacher.action, "previous_action": second_previous}
     expected = {"bc_reg": {"anchor": bc_policy}, "bc_reg_decay": {"anchor": bc_policy}, "ta": by_teacher}
     expected |= {"between": {"anchor": second_previous}, "ta_qf": by_teacher}
-    expected = expected.get(re.split("[:,]", row)[0], {})
+    expected = expected.get(re.split("[:,]", method)[0], {})
     assert set(batch) == {"obs", "next_obs", "action", "n_step_return", "n_step_discount", *expected}
     with torch.no_grad():
         for name, function in expected.items():
@@ -216,9 +216,9 @@ def random_episode(seed, length):
     return Episode(*(part.astype(np.float32) for part in parts))
 
 
-@all_rows
-def test_a_duplicated_batch_changes_no_loss_and_no_gradient(row):
-    script, args = make_args(row)
+@all_methods
+def test_a_duplicated_batch_changes_no_loss_and_no_gradient(method):
+    script, args = make_args(method)
     teacher, batch, results = make_teacher(), make_batch(3), []
     for some in (batch, {name: torch.cat([column, column]) for name, column in batch.items()}):
         agent = make_agent(script, args)

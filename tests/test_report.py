@@ -26,7 +26,7 @@ STARTS = np.arange(20) * 100.0  # returns of 20 start seeds that differ far more
 QUERIES, SECONDS = {"states_annotated": 7, "gradients_asked": 9}, {"learning": 2.001}
 
 
-def write_run(run_dir, evaluations, deployed, returns, teacher, row="bc", env_id="cheetah-run", seed=3, every=100):
+def write_run(run_dir, evaluations, deployed, returns, teacher, method="bc", env_id="cheetah-run", seed=3, every=100):
     """Write raw files: `evaluations` {cycle: returns}, `deployed` {folder: [(cycle, return)]}, `returns` of the run.
 
     `teacher` are a teacher's returns, None for --teacher none.
@@ -34,7 +34,7 @@ def write_run(run_dir, evaluations, deployed, returns, teacher, row="bc", env_id
     args = {"actor_steps": 8 * every * (len(returns) - 1), "learner_steps": every * (len(returns) - 1)}
     args |= {"env_id": env_id, "seed": seed, "num_cycles": max(evaluations)}
     args |= {"teacher": "none" if teacher is None else "expert"}
-    content = {"script": "gbrl_d4pg.py", "name": row, "teacher_sha256": teacher and "ab12", "args": args}
+    content = {"script": "gbrl_d4pg.py", "name": method, "teacher_sha256": teacher and "ab12", "args": args}
     files.save_json(run_dir / "args.json", content)
     files.save_json(run_dir / "versions.json", {"python": "3", "changes": [{"torch": ["1", "2"]}]})
     if teacher is not None:
@@ -254,10 +254,10 @@ FINALS = {  # (task, seed) -> mean final return
 TEACHERS = {"cheetah-run": 700.0, "walker-run": 900.0}
 
 
-def write_finished(folder, row, env_id, seed, final=500, cycles=2, every=100, evaluated=15):
-    curve = np.random.default_rng([seed, len(env_id), len(row)]).uniform(100, 900, evaluated).round(2)
+def write_finished(folder, method, env_id, seed, final=500, cycles=2, every=100, evaluated=15):
+    curve = np.random.default_rng([seed, len(env_id), len(method)]).uniform(100, 900, evaluated).round(2)
     evaluations = {0: STARTS} | {k: STARTS - 950 + final for k in range(1, cycles + 1)}
-    write_run(folder, evaluations, {1: [(1, 10)]}, curve, [TEACHERS[env_id]] * 20, row, env_id, seed, every)
+    write_run(folder, evaluations, {1: [(1, 10)]}, curve, [TEACHERS[env_id]] * 20, method, env_id, seed, every)
     report.make_report(folder, QUERIES, SECONDS)
     files.save_torch(folder / "cycle_0002" / "snapshot.pt", {"metadata": {"command": "python gbrl_d4pg.py"}})
     return curve
@@ -267,8 +267,8 @@ def write_finished(folder, row, env_id, seed, final=500, cycles=2, every=100, ev
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     return {
-        (row, *key): (folder / f"{row}{key}", write_finished(folder / f"{row}{key}", row, *key, final))
-        for row, finals in FINALS.items()
+        (method, *key): (folder / f"{method}{key}", write_finished(folder / f"{method}{key}", method, *key, final))
+        for method, finals in FINALS.items()
         for key, final in finals.items()
     }
 
@@ -303,9 +303,9 @@ def test_plot_end_to_end(finished, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == outputs | {"kept", "unfinished", "clone__x", "run.log"}
     assert all(path.stat().st_size > 10_000 for path in tmp_path.glob("*.png"))
 
-    for row in FINALS:
-        curves = np.array([curve for key, (_, curve) in finished.items() if key[0] == row])
-        written = [line for line in lines_of(tmp_path / "curves.csv") if line["row"] == row]
+    for method in FINALS:
+        curves = np.array([curve for key, (_, curve) in finished.items() if key[0] == method])
+        written = [line for line in lines_of(tmp_path / "curves.csv") if line["method"] == method]
         assert [float(line["x"]) for line in written] == [100.0 * i for i in range(15)]
         np.testing.assert_allclose([float(line["mean"]) for line in written], curves.sum(0) / 4)
         deviation = np.sqrt(((curves - curves.sum(0) / 4) ** 2).sum(0) / 4)
@@ -313,7 +313,7 @@ def test_plot_end_to_end(finished, tmp_path):
         same = {"actor_steps": "11200", "learner_steps": "1400", "teacher": "expert", "num_cycles": "2", "runs": "4"}
         assert all(same.items() <= line.items() for line in written)
 
-    summary = {(line["row"], line["measure"]): line for line in lines_of(tmp_path / "summary.csv")}
+    summary = {(line["method"], line["measure"]): line for line in lines_of(tmp_path / "summary.csv")}
     assert {line["tasks"] + line["runs_per_task"] for line in summary.values()} == {"22"}
 
     def middle(scores):  # the interquartile mean of four scores
@@ -327,14 +327,14 @@ def test_plot_end_to_end(finished, tmp_path):
             max(outcomes)
         )
 
-    for row, finals in FINALS.items():
+    for method, finals in FINALS.items():
         scores = [tuple(finals[task, seed] / 1000 for seed in (0, 1)) for task in TEACHERS]
-        check(summary[row, plot.FINAL], scores)
+        check(summary[method, plot.FINAL], scores)
         dips = {}
         for key in finals:
-            curve = finished[row, *key][1]
+            curve = finished[method, *key][1]
             dips[key] = max(0, 950 - min(curve[i : i + 10].mean() for i in range(6))) / 1000
-        check(summary[row, plot.DIP], [tuple(dips[task, seed] for seed in (0, 1)) for task in TEACHERS])
+        check(summary[method, plot.DIP], [tuple(dips[task, seed] for seed in (0, 1)) for task in TEACHERS])
     # On cheetah-run 4 of 4 pairs are better, on walker-run 500 beats none and 900 beats both.
     assert float(summary["ta_qf", plot.IMPROVEMENT]["estimate"]) == (1 + 0.5) / 2
     assert ("bc", plot.IMPROVEMENT) not in summary
@@ -354,8 +354,8 @@ def test_curves_evaluated_at_other_steps_are_interpolated(tmp_path):
     for seed, every, evaluated in ((0, 100, 15), (1, 200, 8)):
         write_finished(tmp_path / str(seed), "bc", "cheetah-run", seed, every=every, evaluated=evaluated)
     first, second = runs.load_all([tmp_path / "0", tmp_path / "1"])
-    (rows,) = plot.group_runs([first, second]).values()
-    x, mean, _ = plot.average_curves(rows)["bc"]
+    (group,) = plot.group_runs([first, second]).values()
+    x, mean, _ = plot.average_curves(group)["bc"]
     assert (x[0], x[100], x[200]) == (0, 700, 1400)
     assert mean[0] == (first.returns[0] + second.returns[0]) / 2
     assert mean[200] == (first.returns[14] + second.returns[7]) / 2
@@ -410,8 +410,8 @@ def test_budgets_in_words():
 def test_runs_that_differ_in_more_than_their_row_get_panels_of_their_own(loaded):
     run = loaded["bc", "cheetah-run", 0]
     others = [run._replace(teacher="mid"), run._replace(num_cycles=8), run._replace(budget=runs.PAPER)]
-    panels = plot.group_runs([run, *others, run._replace(row="ta:1")])
-    assert [(panel, list(rows)) for panel, rows in panels.items()] == [
+    panels = plot.group_runs([run, *others, run._replace(method="ta:1")])
+    assert [(panel, list(group)) for panel, group in panels.items()] == [
         ((run.budget, "expert", 2), ["bc", "ta:1"]),
         ((run.budget, "expert", 8), ["bc"]),
         ((run.budget, "mid", 2), ["bc"]),
@@ -448,12 +448,12 @@ def test_seeds_of_a_row_with_other_flags_are_refused(finished, tmp_path):
 
 def test_only_tasks_of_all_rows_are_averaged_and_the_others_told(loaded, capsys):
     panels = plot.group_runs(run for key, run in loaded.items() if key[:2] != ("ta_qf", "walker-run"))
-    (rows,) = plot.on_common_tasks("a figure", panels).values()
-    assert {row: {run.env_id for run in members} for row, members in rows.items()} == {
+    (group,) = plot.on_common_tasks("a figure", panels).values()
+    assert {method: {run.env_id for run in members} for method, members in group.items()} == {
         "bc": {"cheetah-run"},
         "ta_qf": {"cheetah-run"},
     }
-    assert capsys.readouterr().err == "a figure: only cheetah-run; not all rows have runs on walker-run.\n"
+    assert capsys.readouterr().err == "a figure: only cheetah-run; not all methods have runs on walker-run.\n"
     ends = [run for key, run in loaded.items() if key[:2] in (("bc", "cheetah-run"), ("ta_qf", "walker-run"))]
     assert plot.on_common_tasks("a figure", plot.group_runs(ends)) == {}
 
@@ -462,20 +462,26 @@ def test_figures_of_the_paper(loaded, tmp_path, monkeypatch):
     run, drawn = loaded["bc", "cheetah-run", 0]._replace(num_cycles=4, budget=Budget(200_000, 25_000)), {}
 
     def record(path, panels, heading):
-        assert all(run.row == row for rows in panels.values() for row, members in rows.items() for run in members)
-        tasks = {name: {row: {run.env_id for run in of} for row, of in rows.items()} for name, rows in panels.items()}
+        assert all(
+            run.method == method for group in panels.values() for method, members in group.items() for run in members
+        )
+        tasks = {
+            name: {method: {run.env_id for run in of} for method, of in group.items()} for name, group in panels.items()
+        }
         drawn[path.name] = tasks, heading.partition(", ")[2]
 
     monkeypatch.setattr(plot, "draw_curves", record)
     everywhere = ("bc", "bc_reg", "bc_reg_decay:1", "ta:1", "ta:1,beta-decay")
-    given = [run._replace(row=row, env_id=task) for row in everywhere for task in ("cheetah-run", "walker-run")]
-    given += [run._replace(row="ta_qf"), run._replace(num_cycles=8)]
-    given += [run._replace(teacher="mid", row=row) for row in ("tg:1", "bc", "bc_reg")]
+    given = [
+        run._replace(method=method, env_id=task) for method in everywhere for task in ("cheetah-run", "walker-run")
+    ]
+    given += [run._replace(method="ta_qf"), run._replace(num_cycles=8)]
+    given += [run._replace(teacher="mid", method=method) for method in ("tg:1", "bc", "bc_reg")]
     given += [run._replace(budget=runs.PAPER, seed=seed) for seed in (0, 1)]  # bc alone is no comparison
     plot.draw_paper(tmp_path, given)
     one, both, tenth = {"cheetah-run"}, {"cheetah-run", "walker-run"}, "10 % of the paper's budget"
     by_task = {"bc": one, "bc_reg": one, "bc_reg_decay:1": one, "ta:1": one, "ta_qf": one}
-    walker = {row: {"walker-run"} for row in everywhere[:4]}
+    walker = {method: {"walker-run"} for method in everywhere[:4]}
     full = f"expert teacher, {runs.PAPER.title}: 1 task, 2 seeds"
     assert drawn == {
         "figure_4_scale_0.1.png": (
@@ -509,11 +515,11 @@ def test_figures_of_the_paper(loaded, tmp_path, monkeypatch):
         "tasks_expert_scale_1.png": ({"cheetah-run": {"bc": one}}, full),
     }
     with pytest.raises(UserError, match="belongs to a figure"):
-        plot.draw_paper(tmp_path, [run._replace(row="between:1")])
+        plot.draw_paper(tmp_path, [run._replace(method="between:1")])
 
 
 def test_what_a_panel_shows(loaded, tmp_path, drawn):
-    zero = [run._replace(row="ta_qf", returns=0 * run.returns) for key, run in loaded.items() if key[0] == "bc"]
+    zero = [run._replace(method="ta_qf", returns=0 * run.returns) for key, run in loaded.items() if key[0] == "bc"]
     bc = [run for key, run in loaded.items() if key[0] == "bc"]
     plot.draw_curves(tmp_path / "x.png", {"panel": {"ta_qf": zero, "bc": bc}}, "heading")
     (axes,) = drawn[0].axes
@@ -523,7 +529,10 @@ def test_what_a_panel_shows(loaded, tmp_path, drawn):
     assert list(lines["black"].get_ydata()) == [800, 800]  # the mean of both tasks' teachers
     (legend,) = drawn[0].legends
     named = {text.get_text(): line.get_color() for text, line in zip(legend.texts, legend.legend_handles, strict=True)}
-    assert list(named.items()) == [*((row, plot.COLOURS[row]) for row in ("bc", "ta_qf")), ("teacher", "black")]
+    assert list(named.items()) == [
+        *((method, plot.COLOURS[method]) for method in ("bc", "ta_qf")),
+        ("teacher", "black"),
+    ]
     assert axes.get_legend() is None and (axes.get_title(), drawn[0].get_suptitle()) == ("panel", "heading")
 
 
@@ -536,7 +545,7 @@ def test_a_measures_dot_is_its_estimate_and_its_line_the_interval(loaded, tmp_pa
             shown[axes.get_xlabel().replace("\n", " "), line.get_color()].append(list(line.get_xdata()))
     for line in lines:
         interval = [line["low"], line["high"]]
-        assert shown[line["measure"], plot.COLOURS[line["row"]]] == [interval, [line["estimate"]]], line
+        assert shown[line["measure"], plot.COLOURS[line["method"]]] == [interval, [line["estimate"]]], line
 
 
 def test_many_points_are_drawn_as_moving_means_and_cycles_end_at_lines(loaded, tmp_path, drawn):
@@ -560,7 +569,7 @@ def test_a_row_looks_the_same_in_every_figure_and_readings_differ():
     few, many = plot.looks(["ta:1", "ta:5,beta-decay"]), plot.looks(["bc", "ta:1,x", "ta:1,y", "ta:5", "ta:1"])
     assert few["ta:1"] == many["ta:1"] == {"color": plot.COLOURS["ta:1"], "linestyle": "-"}
     assert len({str(look) for look in many.values()}) == 5
-    assert {many[row]["color"] for row in ("ta:1", "ta:1,x", "ta:1,y")} == {plot.COLOURS["ta:1"]}
+    assert {many[method]["color"] for method in ("ta:1", "ta:1,x", "ta:1,y")} == {plot.COLOURS["ta:1"]}
 
 
 def test_mistakes_end_in_one_sentence(tmp_path):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small import TOY, differences, live, make_args, metrics, own, report, result, run_row, script
+from small import TOY, differences, live, make_args, metrics, own, report, result, run_method, script
 
 from common import UserError, envs, files, launch
 from common import run as run_module
@@ -21,7 +21,7 @@ from common.run import Run
 STEPS = ((0, 3), (0, 39), (0, 50), (1, 0), (1, 20), (2, 40), (2, 50), (2, 60))
 ONLINE = {"teacher": "none", "num_cycles": 20, "keep_every": 3}
 ONLINE_STEPS = [(cycle, step) for cycle in range(1, 21) for step in range(7, 61, 10)]
-ENDS = {  # row, flags, how it is ended, and at how many moments at least
+ENDS = {  # method, flags, how it is ended, and at how many moments at least
     "killed": ("ta:1", {}, {"renames": True}, 30),
     "signalled": ("bc_reg_decay:5", {"demos_in_replay": True}, {"renames": True, "number": signal.SIGTERM}, 25),
     "online": ("bc", ONLINE, {"renames": True, "steps": ONLINE_STEPS}, 50),
@@ -32,10 +32,10 @@ ENDS = {  # row, flags, how it is ended, and at how many moments at least
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 
 
-def torment(row, args, steps=STEPS, **how):
+def torment(method, args, steps=STEPS, **how):
     """Let a run be ended at each moment, and go on each time; returns the moments."""
     seen = []
-    while (moment := live(row, args, steps=steps, seen=seen, **how)) is not None:
+    while (moment := live(method, args, steps=steps, seen=seen, **how)) is not None:
         seen.append(moment)
     return seen
 
@@ -46,19 +46,19 @@ def names(run_dir):
 
 @pytest.mark.parametrize("end", [pytest.param(end, marks=needs_compiler if end == "compiled" else ()) for end in ENDS])
 def test_a_run_that_is_ended_everywhere_comes_to_the_same_end(end, tmp_path, demo_dir, monkeypatch):
-    row, flags, how, at_least = ENDS[end]
+    method, flags, how, at_least = ENDS[end]
     if "track" in flags:
         import wandb  # noqa: F401 (once for all lives)
 
         monkeypatch.setenv("WANDB_MODE", "offline")
         monkeypatch.delenv("WANDB_SERVICE", raising=False)  # of another test, which would outlive a killed run
-    left_alone = run_row(row, tmp_path / "alone", demo_dir, **(TOY | flags | {"track": False}))
-    _, args = make_args(row, tmp_path / "run", tmp_path / "demos", **(TOY | flags))
-    assert len(torment(row, args, **how)) >= at_least
+    left_alone = run_method(method, tmp_path / "alone", demo_dir, **(TOY | flags | {"track": False}))
+    _, args = make_args(method, tmp_path / "run", tmp_path / "demos", **(TOY | flags))
+    assert len(torment(method, args, **how)) >= at_least
     assert differences(result(tmp_path / "run"), result(left_alone)) == []
     more = {Path("wandb.json")} if "track" in flags else set()
     assert names(tmp_path / "run") == names(left_alone) | more
-    if row != "bc":  # it was ended in critic evaluation, before this line was written
+    if method != "bc":  # it was ended in critic evaluation, before this line was written
         (line,) = [line for line in metrics(tmp_path / "run") if "teacher/episodic_return" in line]
         assert line["pretrain_step"] == 60
     if "track" in flags:
@@ -102,7 +102,7 @@ def test_a_signal_saves_and_says_how_to_go_on_from_any_folder(number, tmp_path):
     subprocess.run([sys.executable, *shlex.split(hint)], cwd=tmp_path / "elsewhere", check=True, capture_output=True)
     assert list((tmp_path / "elsewhere").iterdir()) == []  # the demonstrations aren't made again
     flags = TOY | {"env_id": f"{tmp_path}/{task}", "teacher": f"{tmp_path}/{teacher}"}
-    left_alone = run_row("tg:1", tmp_path / "alone", tmp_path / "demos", **flags)
+    left_alone = run_method("tg:1", tmp_path / "alone", tmp_path / "demos", **flags)
     assert differences(result(tmp_path / "run"), result(left_alone)) == []
 
 
@@ -194,15 +194,15 @@ def test_two_runs_of_the_same_second_get_folders_of_their_own(tmp_path, demo_dir
 # ---- --pretrained
 
 
-@pytest.mark.parametrize("row", ("bc", "bc_reg_decay:5", "ta:1", "tg:1"))
-def test_a_clone_that_is_taken_over_is_as_one_that_was_made(row, alone, tmp_path):
-    module, args = make_args(row, tmp_path / "run", tmp_path / "demos", pretrained=str(alone("bc")), **TOY)
-    if row == "ta:1":  # when it is ended everywhere too, in taking it over as well
-        assert len(torment(row, args, renames=True)) > 25
+@pytest.mark.parametrize("method", ("bc", "bc_reg_decay:5", "ta:1", "tg:1"))
+def test_a_clone_that_is_taken_over_is_as_one_that_was_made(method, alone, tmp_path):
+    module, args = make_args(method, tmp_path / "run", tmp_path / "demos", pretrained=str(alone("bc")), **TOY)
+    if method == "ta:1":  # when it is ended everywhere too, in taking it over as well
+        assert len(torment(method, args, renames=True)) > 25
     else:
         module.main(args)
-    assert differences(result(tmp_path / "run"), result(alone(row))) == []
-    assert names(tmp_path / "run") == names(alone(row))
+    assert differences(result(tmp_path / "run"), result(alone(method))) == []
+    assert names(tmp_path / "run") == names(alone(method))
     assert not (tmp_path / "demos").exists()  # nothing was cloned
 
 
@@ -213,9 +213,9 @@ def test_a_clone_is_taken_over_from_a_run_that_took_it_over_and_no_longer_needed
     monkeypatch.chdir(tmp_path)
     live("ta:1", make_args("ta:1", "second", demo_dir, pretrained="first", **TOY)[1], steps=[(1, 3)])
     shutil.rmtree("first")
-    for row, run_dir, before in (("ta:1", "second", "first"), ("tg:1", "third", "second")):
-        run_dir = run_row(row, run_dir, demo_dir, pretrained=before, **TOY)
-        assert differences(result(run_dir), result(alone(row))) == []
+    for method, run_dir, before in (("ta:1", "second", "first"), ("tg:1", "third", "second")):
+        run_dir = run_method(method, run_dir, demo_dir, pretrained=before, **TOY)
+        assert differences(result(run_dir), result(alone(method))) == []
 
 
 def test_a_clones_lines_are_tracked_but_not_in_its_own_wandb_run(alone, tmp_path, demo_dir, monkeypatch):
@@ -235,7 +235,7 @@ def test_a_clones_lines_are_tracked_but_not_in_its_own_wandb_run(alone, tmp_path
 
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setattr(wandb, "init", lambda **about: (started.append(about), Mine())[1])
-    run_dir = run_row("ta:1", tmp_path / "run", demo_dir, pretrained=str(alone("bc")), track=True, **TOY)
+    run_dir = run_method("ta:1", tmp_path / "run", demo_dir, pretrained=str(alone("bc")), track=True, **TOY)
     (about,) = started
     assert about["id"] == files.load_json(run_dir / "wandb.json", "id")["id"] and about["job_type"] == "run"
     assert about["group"].startswith("toy.py:Point, teacher toy.py:Pusher, 2 cycles, 400 steps, 61 updates, ta:1,")

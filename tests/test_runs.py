@@ -1,4 +1,4 @@
-"""Each row end to end, and the promise that the same seed gives the same bytes."""
+"""Each method end to end, and the promise that the same seed gives the same bytes."""
 
 import math
 import re
@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from small import ROWS, SMALL, TOY, differences, keep_replays, metrics, report, result, run_row, script
+from small import METHODS, SMALL, TOY, differences, keep_replays, metrics, report, result, run_method, script
 
 from common import UserError, envs, files, rollouts, teachers
 
@@ -25,22 +25,22 @@ QUERIES = {"ta:1": (1, 0), "ta_qf": (1, 0), "tg:1": (0, 61 * 32)}  # per deploye
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, demo_dir):
-    """Every row on one task, and the paper's other five, run once and read by several tests."""
+    """Every method on one task, and the paper's other five, run once and read by several tests."""
     folder = tmp_path_factory.mktemp("runs")
     done = {}
 
-    def get(row, task=TASK):
-        if (row, task) not in done:
+    def get(method, task=TASK):
+        if (method, task) not in done:
             flags = FULL if task == TASK else LIGHT | {"env_id": task}
-            done[row, task] = run_row(row, folder / f"{row}-{task}".replace(":", "-"), demo_dir, **flags)
-        return done[row, task]
+            done[method, task] = run_method(method, folder / f"{method}-{task}".replace(":", "-"), demo_dir, **flags)
+        return done[method, task]
 
     return get
 
 
-@pytest.mark.parametrize(("row", "task"), [*((row, TASK) for row in ROWS), *OTHERS.items()])
-def test_a_row_runs_and_says_what_it_did(row, task, runs):
-    run_dir = runs(row, task)
+@pytest.mark.parametrize(("method", "task"), [*((method, TASK) for method in METHODS), *OTHERS.items()])
+def test_a_method_runs_and_says_what_it_did(method, task, runs):
+    run_dir = runs(method, task)
     lines, content, full = metrics(run_dir), report(run_dir), task == TASK
     assert all(math.isfinite(v) for line in lines for v in line.values())
     evaluated = [line for line in lines if "eval/episodic_return" in line]
@@ -60,7 +60,7 @@ def test_a_row_runs_and_says_what_it_did(row, task, runs):
     assert noisy == pytest.approx([np.mean(returns) for returns in deployed])
     assert [cycle["deployed"]["mean"] for cycle in content["cycles"]] == pytest.approx(noisy)
     assert all(-1 <= line["teacher/dqda_cosine"] <= 1 for line in started.values())
-    states, gradients = QUERIES.get(row, (0, 0))
+    states, gradients = QUERIES.get(method, (0, 0))
     states *= 1000 * sum(map(len, deployed))
     queries = content["teacher_queries"]
     assert {name: queries[name] for name in ("states_annotated", "gradients_asked")} == {
@@ -70,29 +70,29 @@ def test_a_row_runs_and_says_what_it_did(row, task, runs):
     steps = SMALL["demo_episodes"] * 1000
     assert queries["demonstration_queries"] == 2 * steps  # to act, and for a*
     assert queries["diagnosis_queries"] == 1000 * sum(map(len, deployed))
-    assert content["name"].split(",")[0] == row and (run_dir / "learning_curve.png").stat().st_size > 10_000
+    assert content["name"].split(",")[0] == method and (run_dir / "learning_curve.png").stat().st_size > 10_000
 
 
 def test_rows_differ_only_after_the_common_start(runs):
-    results = {row: result(runs(row)) for row in ROWS}
-    for row, content in results.items():
+    results = {method: result(runs(method)) for method in METHODS}
+    for method, content in results.items():
         different = differences(content, results["bc"])
         assert not any(name.startswith("cycle_0000") for name in different)  # the same clone and critic
         assert "cycle_0001/action" not in different  # and the same first deployment
-        assert row == "bc" or any(name.startswith("cycle_0002/policy") for name in different), row
+        assert method == "bc" or any(name.startswith("cycle_0002/policy") for name in different), method
 
 
 def test_same_seed_same_bytes_and_another_seed_is_another_run(runs, tmp_path, demo_dir):
-    again = run_row("ta:1", tmp_path / "again", demo_dir, **FULL, num_workers=2, checkpoint_every=7)
+    again = run_method("ta:1", tmp_path / "again", demo_dir, **FULL, num_workers=2, checkpoint_every=7)
     assert differences(result(again), result(runs("ta:1"))) == []
-    other = run_row("ta:1", tmp_path / "other", demo_dir, **FULL, seed=2)
+    other = run_method("ta:1", tmp_path / "other", demo_dir, **FULL, seed=2)
     different = differences(result(other), result(runs("ta:1")))
     assert {"cycle_0000/policy/head.weight", "cycle_0001/obs", "cycle_0002/policy/head.weight"} <= set(different)
 
 
 def test_evaluation_never_feeds_back_and_demonstrations_in_the_replay_change_learning_only(alone, tmp_path, demo_dir):
     def run(name, **flags):
-        return result(run_row("ta_qf", tmp_path / name, demo_dir, **TOY, **flags))
+        return result(run_method("ta_qf", tmp_path / name, demo_dir, **TOY, **flags))
 
     plain = result(alone("ta_qf"))
     assert differences(run("silent", eval_episodes=0), plain) == ["metrics", "report"]
@@ -119,7 +119,7 @@ def test_a_run_clones_what_was_meant_and_its_replays_and_episodes_are_as_the_fla
     monkeypatch.setattr("common.workers.run_block", run_block)
     flags = TOY | {"env_id": TOY["env_id"].replace("Point", "Line"), "demo_sigma": 0.2, "sigma": 0.4, "seed": 7}
     flags |= {"n_step": 3, "gamma": 0.9, "eval_episodes": 3, "learning_rate": 2e-4, "max_grad_norm": 7.0}
-    run_dir = run_row("bc", tmp_path / "run", tmp_path / "demos", **flags)
+    run_dir = run_method("bc", tmp_path / "run", tmp_path / "demos", **flags)
     _, demos = replays
     assert {(replay._n_step, replay._gamma) for replay in replays} == {(3, 0.9)}
     batch = demos.sample(64, torch.Generator().manual_seed(0))
@@ -151,7 +151,7 @@ def test_a_run_clones_what_was_meant_and_its_replays_and_episodes_are_as_the_fla
 
 def test_initial_weights_are_of_the_runs_seed(tmp_path, demo_dir):
     for seed in (1, 2):
-        run_dir = run_row("bc", tmp_path / str(seed), demo_dir, seed=seed, bc_steps=0, critic_steps=0, **TOY)
+        run_dir = run_method("bc", tmp_path / str(seed), demo_dir, seed=seed, bc_steps=0, critic_steps=0, **TOY)
         torch.manual_seed(rollouts.stream_seed(seed, rollouts.WEIGHTS))
         content = files.load_torch(run_dir / "cycle_0000" / "snapshot.pt", "snapshot")
         for name, value in script("gbrl_d4pg").Policy(2, 1).state_dict().items():
@@ -181,7 +181,7 @@ def test_a_task_is_dm_controls_own_with_its_actions_scaled(task):
 
 
 def test_without_a_terminal_each_line_of_the_file_is_told(tmp_path, demo_dir, capsys):
-    run_dir = run_row("bc", tmp_path / "run", demo_dir, **TOY)
+    run_dir = run_method("bc", tmp_path / "run", demo_dir, **TOY)
     told = [line for line in capsys.readouterr().out.splitlines() if re.match(r"cycle \d+, (pretrain )?step ", line)]
     wanted = metrics(run_dir)
     assert len(told) == len(wanted) > 6
@@ -196,7 +196,7 @@ def test_without_a_terminal_each_line_of_the_file_is_told(tmp_path, demo_dir, ca
 def test_a_task_beyond_the_six_online_and_its_policy_as_a_teacher(tmp_path, demo_dir):
     task = "point_mass-easy"
     flags = {"env_id": task, "actor_steps": 3_000, "num_cycles": 3, "keep_every": 2, "checkpoint_every": 1_000}
-    run_dir = run_row("bc", tmp_path / "online", demo_dir, teacher="none", **flags)
+    run_dir = run_method("bc", tmp_path / "online", demo_dir, teacher="none", **flags)
     content = report(run_dir)
     assert content["teacher"] is None and content["clone"] is None and content["dip"] is None
     assert sorted(p.name for p in run_dir.glob("cycle_*")) == [f"cycle_000{k}" for k in range(4)]
@@ -204,10 +204,10 @@ def test_a_task_beyond_the_six_online_and_its_policy_as_a_teacher(tmp_path, demo
     assert [rollouts.unpack(batch)[1] for batch in batches] == [[1], [2], [3]]
     assert [(run_dir / f"cycle_000{k}/snapshot.pt").exists() for k in range(4)] == [True, False, True, True]
     snapshot = str(run_dir / "cycle_0003/snapshot.pt")
-    helped = run_row("tg:1", tmp_path / "helped", demo_dir, env_id=task, teacher=snapshot)
+    helped = run_method("tg:1", tmp_path / "helped", demo_dir, env_id=task, teacher=snapshot)
     assert report(helped)["teacher"]["return"]["episodes"] == SMALL["report_episodes"]
     with pytest.raises(UserError, match="trained on point_mass-easy, not on cartpole-swingup"):
-        run_row("bc", tmp_path / "foreign", demo_dir, teacher=snapshot)
+        run_method("bc", tmp_path / "foreign", demo_dir, teacher=snapshot)
 
 
 @pytest.mark.parametrize("name", ("gbrl_bc_reg", "gbrl_teacher_action", "gbrl_teacher_grad"))
@@ -237,7 +237,7 @@ def test_wandb_mirrors_the_file_and_leaves_its_own_offline(tmp_path, demo_dir, m
 
     monkeypatch.setattr(wandb, "init", init)
     flags = TOY | {"bc_steps": 1_000, "critic_steps": 1_000, "track": True}  # each logs once
-    run_dir = run_row("ta_qf", tmp_path / "tracked", demo_dir, **flags)
+    run_dir = run_method("ta_qf", tmp_path / "tracked", demo_dir, **flags)
     (about,), ((how, summary),) = started, ended
     assert about["name"] == "tracked" and ", ta_qf," in about["group"]
     assert about["tags"][0] == "toy.py:Point" and about["job_type"] == "run"

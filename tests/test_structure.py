@@ -1,4 +1,4 @@
-"""The four scripts share their text byte for byte, and the table of rows, the scripts and what is written agree."""
+"""The four scripts share their text byte for byte, and the table of methods, the scripts and what is written agree."""
 
 import ast
 import dataclasses
@@ -123,9 +123,9 @@ def test_what_a_clone_may_differ_in():
     assert flags >= launch.CYCLES_AND_BUDGET
 
 
-# ---- the table of rows
+# ---- the table of methods
 
-NAMES = [f"{name}:5" if row.decays else name for name, row in methods.METHODS.items()]
+NAMES = [f"{name}:5" if method.decays else name for name, method in methods.METHODS.items()]
 
 
 def another(field, hint):
@@ -176,7 +176,7 @@ def test_names_are_those_of_the_kept_runs():
         flags = {field.name for field in dataclasses.fields(script.Args)} & content["resolved"].keys()
         args = script.Args(**{flag: content["resolved"][flag] for flag in flags})
         env = envs.spec(args.env_id)
-        assert launch.run_name(args, env, script.method, script.resolve) == content["report"]["row"], path.name
+        assert launch.run_name(args, env, script.method, script.resolve) == content["report"]["method"], path.name
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -195,7 +195,7 @@ def test_readings_as_they_are_written():
         "ta_qf,beta:5": "gbrl_teacher_action.py --method ta_qf --beta 5",
         "bc,demo-sigma:0": "gbrl_d4pg.py --demo-sigma 0",
     }
-    assert {row: " ".join(methods.command(row)) for row in written} == written
+    assert {method: " ".join(methods.command(method)) for method in written} == written
     for name in ("ta", "bc:1", "nonsense", "ta:1:2"):
         with pytest.raises((ValueError, SystemExit)):
             parse(name)
@@ -206,7 +206,7 @@ def test_readings_as_they_are_written():
 
 def test_methods_share_a_clone_unless_an_option_is_of_cloning():
     same = ("bc", "bc_reg_decay:5", "ta:5,beta-decay", "tg:1,alpha-form:plain")
-    assert {sweep.clone_of(row) for row in same} == {"bc"}
+    assert {sweep.clone_of(method) for method in same} == {"bc"}
     assert sweep.clone_of("ta_qf,demo-sigma:0,beta:5") == "bc,demo-sigma:0"
 
 
@@ -232,7 +232,7 @@ def begun(monkeypatch):
 
     def extract(folder):
         resolved = files.load_json(folder / "args.json", "arguments")["args"]
-        return {"resolved": resolved, "report": {"row": "bc"}, "curve": {"learner_step": [], "return": []}}
+        return {"resolved": resolved, "report": {"method": "bc"}, "curve": {"learner_step": [], "return": []}}
 
     begun = SimpleNamespace(names=[], failing={}, drawn=[])
     monkeypatch.setattr(sweep.subprocess, "run", run)
@@ -244,7 +244,7 @@ def begun(monkeypatch):
 def test_a_sweep_takes_over_what_is_finished_and_refuses_what_was_run_with_other_flags(tmp_path, begun):
     args = sweep.Args(methods=["bc", "ta:1"], output=tmp_path, seeds=(1, 2), scale=0.01, num_cycles=(2,), teacher="mid")
     sweep.main(args, [])
-    names = [f"cartpole-swingup__{row}__mid__2__0.01__{seed}" for row in ("bc", "ta-1") for seed in (1, 2)]
+    names = [f"cartpole-swingup__{method}__mid__2__0.01__{seed}" for method in ("bc", "ta-1") for seed in (1, 2)]
     clones = [f"clone__cartpole-swingup__bc__mid__0.01__{seed}" for seed in (1, 2)]
     assert sorted(begun.names) == sorted(names + clones)
     for name in names + clones:
@@ -271,29 +271,35 @@ def test_a_sweep_keeps_small_files_and_runs_what_they_lack(tmp_path, begun):
         sweep.main(args, ["--sigma", "0.2"])
     sweep.main(args, [])
     clone = "clone__cartpole-swingup__bc__expert__0.01__1"
-    bc, ta_qf = (f"cartpole-swingup__{row}__expert__4__0.01__1" for row in ("bc", "ta_qf"))
+    bc, ta_qf = (f"cartpole-swingup__{method}__expert__4__0.01__1" for method in ("bc", "ta_qf"))
     assert begun.names == [clone, bc, clone, ta_qf]
     assert sorted(path.stem for path in tmp_path.glob("*.json")) == [bc, ta_qf]
     assert begun.drawn[-1] == (tmp_path / f"{bc}.json", tmp_path / "elsewhere" / ta_qf)
 
 
+KEPT = ("campaign", "early_clone")
+
+
 def test_the_campaign_goes_on_from_the_runs_that_are_kept(tmp_path, begun):
     """`campaign.sh` runs what has no file, and its flags are those that the kept runs had."""
-    python, asked, results = tmp_path / "python", tmp_path / "asked", ROOT / "study" / "results" / "campaign"
+    python, asked, results = tmp_path / "python", tmp_path / "asked", ROOT / "study" / "results"
     python.write_text(f'#!/bin/sh\n(printf "%s\\n" "$@"; echo) >> "{asked}"\n')
     python.chmod(0o755)
-    again = shutil.copytree(results, tmp_path / "results")
-    campaign = [ROOT / "study" / "campaign.sh", tmp_path / "runs", again]
+    for name in KEPT:
+        shutil.copytree(results / name, tmp_path / "results" / name)
+    campaign = [ROOT / "study" / "campaign.sh", tmp_path / "runs", tmp_path / "results"]
     subprocess.check_call(campaign, env=os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"})
+    kept = {path.relative_to(results) for path in results.glob("*/*__*.json") if path.parent.name in KEPT}
+    drawn = set()
     for words in asked.read_text().strip("\n").split("\n\n"):
         _, *flags = words.splitlines()
         own = flags[: flags.index("--")]
-        if any(word.endswith("early_clone") for word in own):  # the same names in folders of their own
-            continue
-        sweep.main(tyro.cli(sweep.Args, args=own), flags[len(own) + 1 :])
-    kept = {path.stem for path in results.glob("*__*.json")}
-    assert kept and not kept.intersection(begun.names)
-    assert kept <= {path.stem for paths in begun.drawn for path in paths}  # each is one of the campaign's runs
+        args = tyro.cli(sweep.Args, args=own)
+        begun.names.clear(), begun.drawn.clear()
+        sweep.main(args, flags[len(own) + 1 :])
+        assert not kept.intersection(Path(args.results.name, f"{name}.json") for name in begun.names)
+        drawn |= {Path(args.results.name, f"{path.name.removesuffix('.json')}.json") for path in begun.drawn[0]}
+    assert kept and kept <= drawn  # each is one of the campaign's runs
 
 
 @pytest.mark.parametrize("status", (1, 75, 143, -9))
