@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 import tyro
-from plot import load_pyplot, write_csv
+from plot import write_csv
 from sweep import run
 from tqdm import tqdm
 
@@ -219,9 +219,13 @@ def compare(curve: Curve, published: np.ndarray, mark: int) -> str:
 
 def draw(path: Path, curves: dict[str, Curve], published: dict[str, np.ndarray]) -> None:
     """Draw ours, one seed, over the published mean and range over seeds, one panel for each task."""
-    pyplot = load_pyplot()
-    size = {"figsize": (6.5, 4.2), "sharey": True, "layout": "constrained"}
-    figure, grid = pyplot.subplots(2, 3, **size)
+    with report.plain_figure(figsize=(6.5, 4.2)) as figure:
+        _draw(figure, curves, published)
+        figure.savefig(path, dpi=200)
+
+
+def _draw(figure: Any, curves: dict[str, Curve], published: dict[str, np.ndarray]) -> None:
+    grid = figure.subplots(2, 3, sharey=True)
     for axes, (task, curve) in zip(grid.flat, curves.items(), strict=True):
         ends, mean, low, high = published[task]
         axes.fill_between(ends, low, high, color="0.85", linewidth=0)
@@ -235,8 +239,6 @@ def draw(path: Path, curves: dict[str, Curve], published: dict[str, np.ndarray])
     for axes in grid[-1]:
         axes.set_xlabel("environment steps")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
-    figure.savefig(path, dpi=200)
-    pyplot.close(figure)
 
 
 if __name__ == "__main__":

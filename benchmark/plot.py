@@ -244,6 +244,7 @@ def summarise(panels: dict[Panel, Methods]) -> list[dict[str, Any]]:
 
 def write_csv(path: Path, lines: list[dict[str, Any]]) -> None:
     """Write dicts with the same keys as a CSV file; NaN becomes an empty cell."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, lines[0].keys(), lineterminator="\n")
         writer.writeheader()

@@ -92,7 +92,7 @@ class Recorded:
     """Demonstrations from a file, by whom or what ever: they can't be asked anything."""
 
     gives_gradients = False
-    action = None  # `load` refuses it where a row asks for more than demonstrations
+    action = None  # `load` refuses it where a method asks for more than demonstrations
 
     def __init__(self, path: Path, env: EnvSpec) -> None:
         """Read the file. Raises UserError as `recorded.read`."""
@@ -117,7 +117,7 @@ def load(name: str, env: EnvSpec, needs: str, device: torch.device) -> Teacher |
     if name.endswith(".npz"):
         if needs in ("actions", "action_gradients"):
             asked = needs.replace("_", " ")
-            raise UserError(f"--teacher {name}: recorded episodes give demonstrations only; this row needs {asked}.")
+            raise UserError(f"--teacher {name}: recorded episodes give demonstrations only; this method needs {asked}.")
         return Recorded(Path(name), env)
     if foreign.is_reference(name):
         teacher: Teacher = UserTeacher(str(Path(name).resolve()), env, device)

@@ -176,7 +176,7 @@ def test_names_are_those_of_the_kept_runs():
         flags = {field.name for field in dataclasses.fields(script.Args)} & content["resolved"].keys()
         args = script.Args(**{flag: content["resolved"][flag] for flag in flags})
         env = envs.spec(args.env_id)
-        assert launch.run_name(args, env, script.method, script.resolve) == content["report"]["method"], path.name
+        assert launch.run_name(args, env, script.method, script.resolve) == content["report"]["name"], path.name
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -232,7 +232,7 @@ def begun(monkeypatch):
 
     def extract(folder):
         resolved = files.load_json(folder / "args.json", "arguments")["args"]
-        return {"resolved": resolved, "report": {"method": "bc"}, "curve": {"learner_step": [], "return": []}}
+        return {"resolved": resolved, "report": {"name": "bc"}, "curve": {"learner_step": [], "return": []}}
 
     begun = SimpleNamespace(names=[], failing={}, drawn=[])
     monkeypatch.setattr(sweep.subprocess, "run", run)

@@ -269,7 +269,7 @@ def keep(loaded, folder):
         names = ("env_id", "seed", "teacher", "num_cycles")
         resolved = {name: getattr(run, name) for name in names} | run.budget._asdict()
         curve = {"learner_step": run.steps.tolist(), "return": run.returns.tolist()}
-        content = {"resolved": resolved, "report": run.report | {"method": run.method}, "curve": curve}
+        content = {"resolved": resolved, "report": run.report | {"name": run.method}, "curve": curve}
         (folder / f"made__{i}.json").write_text(json.dumps(content))
 
 
