@@ -13,6 +13,7 @@ in three places: this docstring, the first flags of `Args`, and the part "what i
 
 import copy
 import typing
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -379,9 +380,12 @@ def diagnose(args: Args, agent: Agent, teacher: Teacher | None, episodes: list[E
     starts = torch.from_numpy(np.stack([episode.obs[0] for episode in episodes])).to(agent.sampler.device)
     with torch.no_grad():
         q = agent.critic.q_value(starts, agent.policy(starts)).mean().item()
-    discounted = float(np.mean([episode.discounted_return(args.gamma) for episode in episodes]))
+    discounted = [episode.discounted_return(args.gamma) for episode in episodes]
+    if not args.v_min <= min(discounted) <= max(discounted) <= args.v_max:
+        told = f"discounted returns are from {min(discounted):.4g} to {max(discounted):.4g}, which --v-min and --v-max"
+        warnings.warn(f"{told} must hold, else the critic can't learn them", stacklevel=2)
     metrics = {"deploy/episodic_return": np.mean([episode.episodic_return for episode in episodes])}
-    metrics["losses/overestimation"] = q - discounted
+    metrics["losses/overestimation"] = q - float(np.mean(discounted))
     if teacher is not None and teacher.gives_gradients:
         states = np.concatenate([episode.obs[:-1] for episode in episodes])
         obs = torch.from_numpy(states[:: -(-len(states) // 4096)]).to(agent.sampler.device)

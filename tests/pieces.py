@@ -65,12 +65,12 @@ def progress(total, cycle=0.0):
     return gbrl_d4pg.Progress(torch.tensor(total), torch.tensor(cycle))
 
 
-def make_teacher():
+def make_teacher(device=CPU):
     """A snapshot as a teacher."""
     agent = make_agent(*make_args("bc"), seed=7)
     with tempfile.TemporaryDirectory() as folder:
         snapshots.save(Path(folder) / "teacher.pt", ENV, agent.policy, agent.critic, {})
-        return snapshots.load(Path(folder) / "teacher.pt", CPU)
+        return snapshots.load(Path(folder) / "teacher.pt", device)
 
 
 class StubRun:

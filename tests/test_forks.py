@@ -11,7 +11,7 @@ import sys
 import pytest
 import torch
 from pieces import CPU
-from small import ROOT, SMALL, TOY, differences, make_args, metrics, report, result
+from small import ROOT, SMALL, TOY, differences, kill_at, make_args, metrics, report, result
 
 from common import UserError, envs, evaluate, files, snapshots, teachers
 
@@ -130,12 +130,7 @@ def test_a_method_of_ones_own_takes_three_places_and_a_line_of_the_table(tmp_pat
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in (SMALL | TOY).items()]
     command = [sys.executable, "benchmark/methods.py", "--name=quiet,action-weight:0.5", *flags, "--run-dir"]
     subprocess.run([*command, "whole"], cwd=tmp_path, check=True, capture_output=True)
-    killed = subprocess.Popen([*command, "killed"], cwd=tmp_path, stdout=subprocess.PIPE)
-    for line in killed.stdout:  # what a run prints of its metrics
-        if b"cycle 1, step 20: " in line:
-            killed.kill()
-            break
-    killed.communicate()
+    kill_at([*command, "killed"], "cycle 1, step 20: ", tmp_path)
     resume = [sys.executable, "gbrl_quiet.py", "--resume", "killed"]
     done = subprocess.run(resume, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0 and "continuing killed in cycle 1" in done.stderr + done.stdout

@@ -1,6 +1,7 @@
 """The learner's loop never waits for the device between log points, and compiles whole to the same learning."""
 
 import shutil
+import warnings
 from unittest import mock
 
 import numpy as np
@@ -107,6 +108,18 @@ def test_a_whole_run_compiles_once_and_books_its_phases(tmp_path, demo_dir, caps
     seconds = report(run_dir)["seconds"]
     phases = {"demonstrations", "cloning", "critic evaluation", "deploying", "annotating", "learning"}
     assert phases | {"waiting for evaluations", "report episodes", "writing"} <= seconds.keys()
+
+
+def test_returns_that_the_atoms_cannot_stand_for_are_told():
+    script, args = make_args("bc", gamma=0.5)
+    agent = make_agent(script, args)
+    for reward, holds in ((70, True), (80, False), (-80, False)):  # discounted returns of twice as much
+        episode = Episode(np.zeros((21, 3), np.float32), np.zeros((20, 2)), np.full(20, reward), np.ones(20))
+        with warnings.catch_warnings(record=True) as told:
+            script.diagnose(args, agent, None, [episode])
+        assert [f"from {2 * reward} to {2 * reward}, which --v-min" in str(w.message) for w in told] == [True] * (
+            not holds
+        )
 
 
 TEACHER = """

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small import TOY, differences, live, make_args, metrics, own, report, result, run_method, script
+from small import FILE, TOY, differences, live, make_args, metrics, own, report, result, run_method, script
 
 from common import UserError, envs, files, launch
 from common import run as run_module
@@ -146,6 +146,27 @@ def test_another_teacher_is_refused_with_both_hashes(alone, tmp_path, demo_dir):
         module.main(args)
     shutil.copy(first, tmp_path / "teacher.pt")
     assert report(module.main(args))["teacher"]["sha256"] == hashes[0]
+
+
+def test_an_environment_file_may_move_but_not_change(tmp_path, demo_dir, alone):
+    (tmp_path / "old").mkdir()
+    shutil.copy(FILE, tmp_path / "old" / "toy.py")
+    flags = TOY | {"env_id": f"{tmp_path}/old/toy.py:Point", "teacher": f"{tmp_path}/old/toy.py:Pusher"}
+    _, args = make_args("ta:1", tmp_path / "run", demo_dir, **flags)
+    assert live("ta:1", args, steps=[(1, 20)]) == (1, 20)
+    moved = shutil.move(tmp_path / "old", tmp_path / "new") / "toy.py"
+    module, args = make_args(
+        "ta:1", tmp_path / "run", demo_dir, **(flags | {"env_id": f"{moved}:Line", "teacher": f"{moved}:Pusher"})
+    )
+    with pytest.raises(UserError, match=r"was started on --env-id .*toy.py:Point, .*, not .*toy.py:Line, "):
+        module.main(args)
+    args = dataclasses.replace(args, env_id=f"{moved}:Point")
+    text = moved.read_text()
+    moved.write_text(text + "# changed\n")
+    with pytest.raises(UserError, match="was started on --env-id"):
+        module.main(args)
+    moved.write_text(text)
+    assert differences(result(module.main(args)), result(alone("ta:1"))) == ["report"]  # which names the file
 
 
 def test_other_code_or_packages_are_named_and_booked(stopped, tmp_path, demo_dir, monkeypatch, capsys):

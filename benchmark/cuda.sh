@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# What hasn't been tried without a GPU, once on a machine that has one; the output is kept in results/speed/cuda.txt.
+cd "$(dirname "$0")/.." && {
+  nvidia-smi --query-gpu=name,driver_version --format=csv,noheader
+  python -m pytest tests/test_cuda.py -v
+  python benchmark/speed.py --cuda --compile
+  python benchmark/speed.py
+} 2>&1 | tee benchmark/results/speed/cuda.txt
