@@ -46,9 +46,12 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("flags", "sentence"), BAD)
-def test_bad_input_is_refused_before_any_work(flags, sentence, tmp_path):
-    module = script("gbrl_d4pg")
+@pytest.mark.parametrize(
+    ("name", "flags", "sentence"),
+    [*(("gbrl_d4pg", *bad) for bad in BAD), *((name, {"teacher": "none"}, "--teacher none") for name in SCRIPTS[1:])],
+)
+def test_bad_input_is_refused_before_any_work(name, flags, sentence, tmp_path):
+    module = script(name)
     args = module.Args(**(SMALL | {"run_dir": str(tmp_path / "run"), "demo_dir": str(tmp_path / "demos")} | flags))
     with pytest.raises(UserError, match=sentence):
         module.main(args)

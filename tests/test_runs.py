@@ -62,14 +62,9 @@ def test_a_method_runs_and_says_what_it_did(method, task, runs):
     assert all(-1 <= line["teacher/dqda_cosine"] <= 1 for line in started.values())
     states, gradients = QUERIES.get(method, (0, 0))
     states *= 1000 * sum(map(len, deployed))
-    queries = content["teacher_queries"]
-    assert {name: queries[name] for name in ("states_annotated", "gradients_asked")} == {
-        "states_annotated": states,
-        "gradients_asked": gradients,
-    }
-    steps = SMALL["demo_episodes"] * 1000
-    assert queries["demonstration_queries"] == 2 * steps  # to act, and for a*
-    assert queries["diagnosis_queries"] == 1000 * sum(map(len, deployed))
+    queries = {"states_annotated": states, "gradients_asked": gradients}
+    queries |= {"demonstration_queries": 2 * 1000 * SMALL["demo_episodes"]}  # to act, and for a*
+    assert content["teacher_queries"] == queries | {"diagnosis_queries": 1000 * sum(map(len, deployed))}
     assert content["name"].split(",")[0] == method and (run_dir / "learning_curve.png").stat().st_size > 10_000
 
 
@@ -139,14 +134,6 @@ def test_a_run_clones_what_was_meant_and_its_replays_and_episodes_are_as_the_fla
     kept = [snapshot["policy"]["head.weight"] for snapshot in snapshots]
     assert torch.equal(evaluated[0], kept[0]) and torch.equal(evaluated[-1], kept[2])
     assert not any(torch.equal(policy, known) for policy in evaluated[1:-1] for known in kept)  # inside of cycles
-    policy, critic = module.Policy(2, 1), module.Critic(2, 1, 51, -150.0, 150.0)
-    policy.load_state_dict(snapshots[0]["policy"])
-    critic.load_state_dict(snapshots[0]["critic"])
-    episodes, _ = rollouts.unpack(files.load_arrays(run_dir / "cycle_0001" / "batch.npz", "batch"))
-    obs = torch.stack([torch.from_numpy(episode.obs[0]) for episode in episodes])
-    got = np.mean([episode.discounted_return(0.9) for episode in episodes])
-    (started, _) = [line["losses/overestimation"] for line in metrics(run_dir) if "losses/overestimation" in line]
-    assert started == pytest.approx(critic.q_value(obs, policy(obs)).mean().item() - got, abs=1e-3)
 
 
 def test_initial_weights_are_of_the_runs_seed(tmp_path, demo_dir):
@@ -180,19 +167,6 @@ def test_a_task_is_dm_controls_own_with_its_actions_scaled(task):
         assert (discount, over) == (timestep.discount, timestep.last())
 
 
-def test_without_a_terminal_each_line_of_the_file_is_told(tmp_path, demo_dir, capsys):
-    run_dir = run_method("bc", tmp_path / "run", demo_dir, **TOY)
-    told = [line for line in capsys.readouterr().out.splitlines() if re.match(r"cycle \d+, (pretrain )?step ", line)]
-    wanted = metrics(run_dir)
-    assert len(told) == len(wanted) > 6
-    for text, line in zip(told, wanted, strict=True):
-        place, _, values = text.partition(": ")
-        pretraining = line.get("pretrain_step")
-        at = f"pretrain step {pretraining:.0f}" if pretraining else f"step {line['learner_step']:.0f}"
-        assert place == f"cycle {line['cycle']:.0f}, {at}"
-        assert {*values.split(", ")} == {f"{name} {value:.4g}" for name, value in line.items() if "/" in name}
-
-
 def test_a_task_beyond_the_six_online_and_its_policy_as_a_teacher(tmp_path, demo_dir):
     task = "point_mass-easy"
     flags = {"env_id": task, "actor_steps": 3_000, "num_cycles": 3, "keep_every": 2, "checkpoint_every": 1_000}
@@ -210,14 +184,7 @@ def test_a_task_beyond_the_six_online_and_its_policy_as_a_teacher(tmp_path, demo
         run_method("bc", tmp_path / "foreign", demo_dir, teacher=snapshot)
 
 
-@pytest.mark.parametrize("name", ("gbrl_bc_reg", "gbrl_teacher_action", "gbrl_teacher_grad"))
-def test_a_teacher_is_refused_where_it_gives_too_little(name, tmp_path):
-    with pytest.raises(UserError, match="--teacher none"):
-        script(name).main(script(name).Args(teacher="none", run_dir=str(tmp_path / "run")))
-    assert not (tmp_path / "run").exists()
-
-
-def test_wandb_mirrors_the_file_and_leaves_its_own_offline(tmp_path, demo_dir, monkeypatch):
+def test_wandb_mirrors_the_file_and_leaves_its_own_offline(tmp_path, demo_dir, monkeypatch, capsys):
     import wandb
 
     monkeypatch.setenv("WANDB_MODE", "offline")
@@ -238,6 +205,11 @@ def test_wandb_mirrors_the_file_and_leaves_its_own_offline(tmp_path, demo_dir, m
     monkeypatch.setattr(wandb, "init", init)
     flags = TOY | {"bc_steps": 1_000, "critic_steps": 1_000, "track": True}  # each logs once
     run_dir = run_method("ta_qf", tmp_path / "tracked", demo_dir, **flags)
+    told = [line for line in capsys.readouterr().out.splitlines() if re.match(r"cycle \d+, (pretrain )?step ", line)]
+    assert len(told) == len(metrics(run_dir)) > 6
+    for text, line in zip(told, metrics(run_dir), strict=True):  # without a terminal each is told
+        values = text.partition(": ")[2].split(", ")
+        assert {*values} == {f"{name} {value:.4g}" for name, value in line.items() if "/" in name}
     (about,), ((how, summary),) = started, ended
     assert about["name"] == "tracked" and ", ta_qf," in about["group"]
     assert about["tags"][0] == "toy.py:Point" and about["job_type"] == "run"
