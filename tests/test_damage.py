@@ -12,12 +12,11 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from small import TOY, differences, equal, make_args, result
+from small import CPU, TOY, differences, equal, make_args, result
 
 from common import UserError, envs, files, foreign, report, teachers
 from common.workers import Workers
 
-CPU = torch.device("cpu")
 SPEC = envs.spec(TOY["env_id"])
 VERSION = f"file{foreign.digest(TOY['env_id'])}"
 

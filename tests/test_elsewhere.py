@@ -4,21 +4,16 @@ import importlib.util
 import shlex
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import toy
-from small import SMALL, TOY, differences, keep_replays, metrics, report, result, run_method, script
+from small import CPU, ROOT, SMALL, TOY, differences, keep_replays, metrics, report, result, run_method, script, words
 
 from common import UserError, Waiting, envs, files, recorded, rollouts, snapshots, teachers
 from common.envs import EnvSpec
 from common.workers import Workers
-
-ROOT = Path(recorded.__file__).resolve().parent.parent
-HERE, TASK = Path(__file__).resolve().parent, "cartpole-balance"
-EXPERT = teachers.SHIPPED / f"{TASK}-expert.pt"
 
 
 def example(name):
@@ -63,7 +58,7 @@ def test_a_share_of_the_states_is_annotated_and_counted(tmp_path, demo_dir):
         asked = files.load_arrays(folder / "states.npz", "states")["index"]
         counts.append(len(asked))
         assert len(asked) == round(len(obs) / 4)
-        deployed = snapshots.load(there / f"cycle_000{cycle - 1}" / "snapshot.pt", torch.device("cpu"))
+        deployed = snapshots.load(there / f"cycle_000{cycle - 1}" / "snapshot.pt", CPU)
         expected = deployed.action(obs)
         expected[asked] = toy.Pusher(None, None).action(obs)[asked]
         column = files.load_arrays(folder / "annotated.npz", "annotations")["teacher_action"]
@@ -95,21 +90,22 @@ def episodes_of(teacher, env, count):
 
 
 def test_recorded_demonstrations_are_cloned_to_what_was_meant(tmp_path, demo_dir, monkeypatch):
-    env = envs.spec(TASK)
-    teacher = snapshots.load(EXPERT, torch.device("cpu"))
+    env = envs.spec(TOY["env_id"])
+    teacher = teachers.load(TOY["teacher"], env, "demonstrations", CPU)
     episodes = [episode._asdict() for episode in episodes_of(teacher, env, 2)]
     for episode in episodes:
         episode["intended_action"] = teacher.action(torch.from_numpy(episode["obs"][:-1])).numpy()
     recorded.write(tmp_path / "mine.npz", episodes)
     replays = keep_replays(script("gbrl_d4pg"), monkeypatch)
-    run_dir = run_method("bc", tmp_path / "run", demo_dir, env_id=TASK, teacher=str(tmp_path / "mine.npz"))
+    flags = TOY | {"teacher": str(tmp_path / "mine.npz")}
+    run_dir = run_method("bc", tmp_path / "run", demo_dir, **flags)
     batch = replays[1].sample(64, torch.Generator().manual_seed(0))  # of demonstrations; the first is the growing batch
     torch.testing.assert_close(batch["teacher_action"], teacher.action(batch["obs"]), atol=1e-5, rtol=0)
     returns = [float(episode["reward"].sum(dtype=np.float64)) for episode in episodes]
     assert report(run_dir)["teacher"]["return"]["mean"] == pytest.approx(np.mean(returns))
     for method in ("ta_qf", "tg:1"):
         with pytest.raises(UserError, match="recorded episodes give demonstrations only; this method needs action"):
-            run_method(method, tmp_path / "no", demo_dir, env_id=TASK, teacher=str(tmp_path / "mine.npz"))
+            run_method(method, tmp_path / "no", demo_dir, **flags)
 
 
 BAD = [  # of episode 1: which array, where, what becomes of it, and what is said
@@ -168,7 +164,12 @@ def test_a_file_that_does_not_fit_the_task_is_refused(tmp_path):
 
 def test_a_whole_episode_more_than_asked_is_refused_and_fewer_are_told_and_made_up_for(tmp_path, demo_dir, capsys):
     """The first deployment brings one episode of two: its updates are half, the second is asked for three."""
-    flags = TOY | {"deploy": "elsewhere", "env_id": f"{HERE}/toy.py:Line", "actor_steps": 80, "learner_steps": 60}
+    flags = TOY | {
+        "deploy": "elsewhere",
+        "env_id": TOY["env_id"].replace("Point", "Line"),
+        "actor_steps": 80,
+        "learner_steps": 60,
+    }
     flags["teacher"] = "none"
     other, run_dir = example("deploy_elsewhere"), tmp_path / "run"
 
@@ -234,7 +235,7 @@ def test_the_readmes_five_commands_are_the_whole_loop(tmp_path):
     here |= {f"episode{i}.npz": f"{tmp_path}/episode{i}.npz" for i in (1, 2)}
     record, start, deploy, resume, annotate = ([here.get(word, word) for word in line] for line in lines)
     small = (SMALL | TOY | {"num_cycles": 1}).items() - {("teacher", TOY["teacher"])}
-    start += [f"--{name.replace('_', '-')}={value}" for name, value in small]
+    start += words(dict(small))
     assert deploy == annotate
     bring = [*deploy, "--teacher", TOY["teacher"]]
 
@@ -244,7 +245,7 @@ def test_the_readmes_five_commands_are_the_whole_loop(tmp_path):
         return done.stdout
 
     env = envs.spec(TOY["env_id"])
-    teacher = teachers.load(TOY["teacher"], env, "demonstrations", torch.device("cpu"))
+    teacher = teachers.load(TOY["teacher"], env, "demonstrations", CPU)
     for i, episode in enumerate(episodes_of(teacher, env, 2), start=1):
         np.savez(here[f"episode{i}.npz"], **episode._asdict())
     assert "2 episodes" in call(record, 0)

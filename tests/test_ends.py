@@ -12,15 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small import SMALL, TOY, differences, equal, own, result, run_method, script
+from small import CPU, SMALL, TOY, differences, equal, own, result, run_method, script, words
 
 from common import UserError, envs, files, teachers, workers
 from common.replay import Replay
 from common.run import Run
 from common.workers import Workers
-
-CPU = torch.device("cpu")
-
 
 # ---- a full disk
 
@@ -165,8 +162,7 @@ def test_no_process_is_left_behind(end, tmp_path):
     mark, flags = f"{os.getpid()}-{end}", SMALL | TOY | {"num_workers": 2, "demo_dir": tmp_path}
     endless = {"teacher": "none", "actor_steps": 10**6, "learner_steps": 10**7, "env_id": own(tmp_path, "Begins", CODE)}
     flags |= {"teacher": own(tmp_path, "Raises", CODE)} if end == "error" else endless
-    words = [f"--{name.replace('_', '-')}={value}" for name, value in flags.items()]
-    command = [sys.executable, script("gbrl_d4pg").__file__, *words, f"--run-dir={tmp_path}/run"]
+    command = [sys.executable, script("gbrl_d4pg").__file__, *words(flags | {"run_dir": tmp_path / "run"})]
     pipes = {"stderr": subprocess.PIPE, "stdout": subprocess.DEVNULL, "start_new_session": True}
     with subprocess.Popen(command, env=os.environ | {"MARK": mark}, **pipes) as child:
         try:

@@ -16,14 +16,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small import SCRIPTS, SMALL, TOY, equal, own, run_method, script
+from small import CPU, SCRIPTS, SMALL, TOY, equal, own, run_method, script
 
 from common import UserError, envs, foreign, launch, teachers
 from common.replay import Replay
 from common.rollouts import episode_seeds, run_block
 from common.workers import Workers
 
-CPU = torch.device("cpu")
 SPEC = envs.spec(TOY["env_id"])
 BAD = [
     ({"env_id": "cartpole-swing_up"}, "cartpole-swingup"),

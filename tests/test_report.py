@@ -8,7 +8,6 @@ import os
 import struct
 import subprocess
 import sys
-from pathlib import Path
 
 import matplotlib
 import numpy as np
@@ -16,11 +15,11 @@ import plot
 import pytest
 import runs
 from runs import Budget
+from small import ROOT
 
 from common import UserError, files, report
 from common.rollouts import Episode, pack
 
-ROOT = Path(__file__).resolve().parent.parent
 STARTS = np.arange(20) * 100.0  # returns of 20 start seeds that differ far more than cycles do; their mean is 950
 
 

@@ -26,9 +26,7 @@ ENDS = {  # method, flags, how it is ended, and at how many moments at least
     "signalled": ("bc_reg_decay:5", {"demos_in_replay": True}, {"renames": True, "number": signal.SIGTERM}, 25),
     "online": ("bc", ONLINE, {"renames": True, "steps": ONLINE_STEPS}, 50),
     "tracked, in workers": ("ta_qf", {"track": True, "num_workers": 1}, {"steps": ((0, 50), (2, 60))}, 2),
-    "compiled": ("bc", {"compile": True}, {"steps": ((2, 50),)}, 1),
 }
-needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 
 
 def end_everywhere(method, args, steps=STEPS, **how):
@@ -43,7 +41,7 @@ def names(run_dir):
     return {path.relative_to(run_dir) for path in run_dir.rglob("*") if "wandb" not in path.parts}
 
 
-@pytest.mark.parametrize("end", [pytest.param(end, marks=needs_compiler if end == "compiled" else ()) for end in ENDS])
+@pytest.mark.parametrize("end", ENDS)
 def test_a_run_that_is_ended_everywhere_comes_to_the_same_end(end, tmp_path, demo_dir, monkeypatch):
     method, flags, how, at_least = ENDS[end]
     if "track" in flags:
