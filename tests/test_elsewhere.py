@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 import toy
-from small import CPU, ROOT, SMALL, TOY, differences, keep_replays, metrics, report, result, run_method, script, words
+from small import CPU, LINE, ROOT, SMALL, TOY
+from small import differences, keep_replays, metrics, report, result, run_method, script, words  # isort: skip
 
 from common import UserError, Waiting, envs, files, recorded, rollouts, snapshots, teachers
 from common.envs import EnvSpec
@@ -164,13 +165,7 @@ def test_a_file_that_does_not_fit_the_task_is_refused(tmp_path):
 
 def test_a_whole_episode_more_than_asked_is_refused_and_fewer_are_told_and_made_up_for(tmp_path, demo_dir, capsys):
     """The first deployment brings one episode of two: its updates are half, the second is asked for three."""
-    flags = TOY | {
-        "deploy": "elsewhere",
-        "env_id": TOY["env_id"].replace("Point", "Line"),
-        "actor_steps": 80,
-        "learner_steps": 60,
-    }
-    flags["teacher"] = "none"
+    flags = {"env_id": LINE, "teacher": "none", "deploy": "elsewhere", "actor_steps": 80, "learner_steps": 60}
     other, run_dir = example("deploy_elsewhere"), tmp_path / "run"
 
     def asked(steps, cycle, bring):

@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 import torch
 from pieces import make_agent, make_args, make_batch, make_teacher, parse, progress
-from small import TOY, differences, report, result, run_method
+from small import LINE, TOY, differences, report, result, run_method
 
 from common import files, rollouts
 
 STEPS = 50
-LINE = TOY["env_id"].replace("Point", "Line")
 
 
 def train(method, done=None, prepare=None, **flags):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small import TOY, differences, live, make_args, metrics, own, report, result, run_method, script
+from small import LINE, TOY, differences, live, make_args, metrics, own, report, result, run_method, script
 
 from common import UserError, envs, files, launch
 from common import run as run_module
@@ -63,7 +63,7 @@ def test_a_run_that_is_ended_everywhere_comes_to_the_same_end(end, tmp_path, dem
 
 
 def test_a_signal_saves_at_the_end_of_a_cycle_that_is_not_kept_too(tmp_path, demo_dir):
-    flags = TOY | ONLINE | {"env_id": TOY["env_id"].replace("Point", "Line")}  # three updates a cycle
+    flags = TOY | ONLINE | {"env_id": LINE}  # three updates a cycle
     _, args = make_args("bc", tmp_path / "run", demo_dir, **flags)
     assert live("bc", args, steps=[(5, 14)], number=signal.SIGTERM) == (5, 14)
     content = files.load_torch(tmp_path / "run" / "checkpoint.pt", "checkpoint")

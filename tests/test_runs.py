@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from small import METHODS, SMALL, TOY, differences, keep_replays, metrics, report, result, run_method, script
+from small import LINE, METHODS, SMALL, TOY, differences, keep_replays, metrics, report, result, run_method, script
 
 from common import UserError, envs, files, rollouts, teachers
 
@@ -96,7 +96,7 @@ def test_a_run_clones_what_was_meant_and_its_replays_and_episodes_are_as_the_fla
     replays = keep_replays(module, monkeypatch)
     monkeypatch.setattr(module, "optimizer_step", optimizer_step)
     monkeypatch.setattr("common.workers.run_block", run_block)
-    flags = TOY | {"env_id": TOY["env_id"].replace("Point", "Line"), "demo_sigma": 0.2, "sigma": 0.4, "seed": 7}
+    flags = TOY | {"env_id": LINE, "demo_sigma": 0.2, "sigma": 0.4, "seed": 7}
     flags |= {"n_step": 3, "gamma": 0.9, "eval_episodes": 3, "learning_rate": 2e-4, "max_grad_norm": 7.0}
     run_dir = run_method("bc", tmp_path / "run", tmp_path / "demos", **flags)
     _, demos = replays
