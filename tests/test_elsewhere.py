@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 import toy
-from small import CPU, LINE, ROOT, SMALL, TOY
-from small import differences, keep_replays, metrics, report, result, run_method, script, words  # isort: skip
+from small import CPU, LINE, ROOT, SMALL, TOY, differences, keep_replays, metrics, report, result, run_method, words
 
+import gbrl_d4pg
 from common import UserError, Waiting, envs, files, recorded, rollouts, snapshots, teachers
 from common.envs import EnvSpec
 from common.workers import Workers
@@ -97,7 +97,7 @@ def test_recorded_demonstrations_are_cloned_to_what_was_meant(tmp_path, demo_dir
     for episode in episodes:
         episode["intended_action"] = teacher.action(torch.from_numpy(episode["obs"][:-1])).numpy()
     recorded.write(tmp_path / "mine.npz", episodes)
-    replays = keep_replays(script("gbrl_d4pg"), monkeypatch)
+    replays = keep_replays(gbrl_d4pg, monkeypatch)
     flags = TOY | {"teacher": str(tmp_path / "mine.npz")}
     run_dir = run_method("bc", tmp_path / "run", demo_dir, **flags)
     batch = replays[1].sample(64, torch.Generator().manual_seed(0))  # of demonstrations; the first is the growing batch
