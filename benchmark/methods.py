@@ -1,10 +1,14 @@
 """The table of methods: which script and flags run what. Benchmarks and tests read it here.
 
+    python benchmark/methods.py --name=ta:5,beta-decay --env-id cheetah-run    # runs the method; any flag of its script
+
 A method is written NAME, or NAME:R where its weight decays with rate R. A name adds each flag that isn't the default,
 as the run itself is named: `ta:5,beta-decay`, `ta_qf,beta:5`, `bc,demo-sigma:0`.
 """
 
 import importlib
+import os
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -52,3 +56,13 @@ def load(name: str) -> tuple[ModuleType, Any]:
     file, *words = command(name)
     script = importlib.import_module(Path(file).stem)
     return script, tyro.cli(script.Args, args=words)
+
+
+if __name__ == "__main__":
+    names = [word.removeprefix("--name=") for word in sys.argv[1:] if word.startswith("--name=")]
+    if len(names) != 1:
+        sys.exit(__doc__)
+    file, *flags = command(names[0])
+    script = Path(__file__).resolve().parent.parent / file
+    more = [word for word in sys.argv[1:] if not word.startswith("--name=")]
+    os.execv(sys.executable, [sys.executable, str(script), *flags, *more])

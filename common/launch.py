@@ -224,6 +224,7 @@ def launch(args_type: type, main: Callable[[Any], Path]) -> None:
         return tyro.cli(args_type, args=words, description=sys.modules["__main__"].__doc__, **kwargs)
 
     args = parse()
+    sys.stdout.reconfigure(line_buffering=True)  # a log file shows each line at once
     try:
         if args.resume is not None:  # what isn't on the command line stays as it was
             args = parse(default=saved_args(args_type, Path(args.resume)))

@@ -156,7 +156,7 @@ def start_wandb(folder: Path) -> Any:
     args, name = content["args"], content["name"]
     path = folder / "wandb.json"
     if not path.exists():
-        files.save_json(path, {"id": secrets.token_hex(4)})
+        files.save_json(path, {"id": os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4)})  # a sweep gives one
     task, teacher = (Path(args[flag]).name for flag in ("env_id", "teacher"))
     setting = f"{args['num_cycles']} cycles, {args['actor_steps']} steps, {args['learner_steps']} updates"
     unless_set = {

@@ -222,16 +222,16 @@ def test_without_a_simulator_deployments_speak(tmp_path, demo_dir):
     assert (run_dir / "learning_curve.png").stat().st_size > 10_000
 
 
-def test_the_readmes_five_commands_are_the_whole_loop(tmp_path):
+def test_the_readmes_commands_are_the_whole_loop(tmp_path):
     """With a small budget and one cycle."""
     text = (ROOT / "README.md").read_text().partition("## Without a simulator")[2]
     lines = [shlex.split(line, comments=True) for line in text.split("```")[1].splitlines()[1:]]
     here = {"python": sys.executable, "mine.npz": f"{tmp_path}/mine.npz", "runs/real": f"{tmp_path}/run"}
     here |= {f"episode{i}.npz": f"{tmp_path}/episode{i}.npz" for i in (1, 2)}
-    record, start, deploy, resume, annotate = ([here.get(word, word) for word in line] for line in lines)
+    record, start, deploy, resume, annotate, again = ([here.get(word, word) for word in line] for line in lines)
     small = (SMALL | TOY | {"num_cycles": 1}).items() - {("teacher", TOY["teacher"])}
     start += words(dict(small))
-    assert deploy == annotate
+    assert deploy == annotate and resume == again
     bring = [*deploy, "--teacher", TOY["teacher"]]
 
     def call(command, status):

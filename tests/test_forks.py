@@ -1,15 +1,14 @@
 """What somebody changes in a copy of a script: it trains, resumes and reports, and is never taken for what it isn't."""
 
 import importlib.util
-import json
-import os
 import re
+import shutil
 import subprocess
 import sys
 
 import pytest
 import torch
-from small import CPU, ROOT, TOY, differences, make_args, report, result, words
+from small import CPU, ROOT, SMALL, TOY, differences, make_args, metrics, report, result, words
 
 from common import UserError, envs, evaluate, files, snapshots, teachers
 
@@ -89,11 +88,50 @@ def test_a_fork_trains_resumes_and_reports(name, alone, tmp_path, demo_dir, monk
             teachers.load(str(path), env, "action_gradients", CPU)
 
 
-def test_a_fork_is_a_command_with_workers(tmp_path, demo_dir, monkeypatch):
-    fork = make_fork("another activation", tmp_path, monkeypatch)
-    whole = run_fork(fork, tmp_path / "whole", demo_dir)
-    args = json.loads((whole / "args.json").read_text())["args"]
-    changed = {k: v for k, v in args.items() if v != getattr(fork.Args(), k)} | {"num_workers": 2}
-    command = [sys.executable, "fork.py", *words(changed | {"run_dir": "again"})]
-    subprocess.run(command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True, capture_output=True)
-    assert differences(result(tmp_path / "again"), result(whole)) == []
+QUIET = {  # a method of one's own with one flag, one metric and one changed line in the loss
+    "gbrl_quiet.py": (
+        ("    # ---- this script's own: none\n", "    # ---- this script's own\n    action_weight: float = 0.01\n"),
+        ('    return "bc"\n', '    return "quiet"\n'),
+        (
+            "    loss = -(dqda * action).sum(-1).mean()\n"
+            '    return loss, {"losses/policy_loss": -q.mean(), "losses/q_value": q.mean()}\n',
+            "    size = action.square().sum(-1).mean()\n"
+            "    loss = -(dqda * action).sum(-1).mean() + args.action_weight * size\n"
+            '    return loss, {"losses/policy_loss": -q.mean(), "losses/action_size": size}\n',
+        ),
+    ),
+    "benchmark/methods.py": (("METHODS = {\n", 'METHODS = {\n    "quiet": Method("gbrl_quiet.py", {}, False),\n'),),
+}
+
+
+def test_a_method_of_ones_own_takes_three_places_and_a_line_of_the_table(tmp_path):
+    for name in ("common", "benchmark", "gbrl_d4pg.py"):
+        (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, tmp_path / name)
+    shutil.copy(ROOT / "gbrl_d4pg.py", tmp_path / "gbrl_quiet.py")
+    for name, changes in QUIET.items():
+        text = (tmp_path / name).read_text()
+        for old, new in changes:
+            assert text.count(old) == 1
+            text = text.replace(old, new)
+        (tmp_path / name).write_text(text)
+
+    command = [
+        sys.executable,
+        "benchmark/methods.py",
+        "--name=quiet,action-weight:0.5",
+        *words(SMALL | TOY),
+        "--run-dir",
+    ]
+    subprocess.run([*command, "whole"], cwd=tmp_path, check=True, capture_output=True)
+    killed = subprocess.Popen([*command, "killed", "--num-workers=2"], cwd=tmp_path, stdout=subprocess.PIPE)
+    for line in killed.stdout:  # what a run prints of its metrics
+        if b"cycle 1, step 20: " in line:
+            killed.kill()
+            break
+    killed.communicate()
+    resume = [sys.executable, "gbrl_quiet.py", "--resume", "killed"]
+    done = subprocess.run(resume, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and "continuing killed in cycle 1" in done.stderr + done.stdout
+    assert differences(result(tmp_path / "killed"), result(tmp_path / "whole")) == []
+    assert report(tmp_path / "whole")["name"].startswith("quiet,action-weight:0.5")
+    assert any("losses/action_size" in line for line in metrics(tmp_path / "whole"))
