@@ -115,13 +115,8 @@ def test_a_method_of_ones_own_takes_three_places_and_a_line_of_the_table(tmp_pat
             text = text.replace(old, new)
         (tmp_path / name).write_text(text)
 
-    command = [
-        sys.executable,
-        "benchmark/methods.py",
-        "--name=quiet,action-weight:0.5",
-        *words(SMALL | TOY),
-        "--run-dir",
-    ]
+    own = ["benchmark/methods.py", "--name=quiet,action-weight:0.5"]
+    command = [sys.executable, *own, *words(SMALL | TOY), "--run-dir"]
     subprocess.run([*command, "whole"], cwd=tmp_path, check=True, capture_output=True)
     killed = subprocess.Popen([*command, "killed", "--num-workers=2"], cwd=tmp_path, stdout=subprocess.PIPE)
     for line in killed.stdout:  # what a run prints of its metrics

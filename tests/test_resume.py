@@ -194,34 +194,6 @@ def test_a_clone_that_is_taken_over_is_as_one_that_was_made(alone, tmp_path, dem
     assert differences(result(run_dir), result(alone("tg:1"))) == []
 
 
-def test_a_clones_lines_are_tracked_but_not_in_its_own_wandb_run(alone, tmp_path, demo_dir, monkeypatch):
-    import wandb
-
-    logged, started = [], []
-
-    class Mine:
-        id, step, summary = "mine", 0, {}
-
-        def log(self, values, step):
-            logged.append((step, values))
-
-        def define_metric(self, *_, **__): ...
-        def save(self, *_, **__): ...
-        def finish(self, **_): ...
-
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setattr(wandb, "init", lambda **about: (started.append(about), Mine())[1])
-    run_dir = run_method("ta:1", tmp_path / "run", demo_dir, pretrained=str(alone("bc")), track=True, **TOY)
-    (about,) = started
-    assert about["id"] == files.load_json(run_dir / "wandb.json", "id")["id"] and about["job_type"] == "run"
-    assert about["group"].startswith("toy.py:Point, teacher toy.py:Pusher, 2 cycles, 400 steps, 61 updates, ta:1,")
-    assert len(about["group"]) <= 128 and all(len(tag) <= 64 for tag in about["tags"])
-    lines = metrics(run_dir)
-    assert logged[:-1] == list(enumerate(lines)) and logged[-1][0] == len(lines)
-    assert {"cycles", "learning_curve"} <= logged[-1][1].keys()
-    assert any("teacher/episodic_return" in line for _, line in logged)  # of cycle 0
-
-
 def test_a_clone_of_another_run_is_refused(alone, tmp_path, demo_dir):
     live("bc", make_args("bc", tmp_path / "unfinished", demo_dir, **TOY)[1], steps=[(0, 50)])
     shutil.copytree(alone("bc"), tmp_path / "damaged")

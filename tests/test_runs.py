@@ -168,41 +168,10 @@ def test_a_task_beyond_the_six_online_and_its_policy_as_a_teacher(tmp_path, demo
         run_method("bc", tmp_path / "foreign", demo_dir, teacher=snapshot)
 
 
-def test_wandb_mirrors_the_file_and_leaves_its_own_offline(tmp_path, demo_dir, monkeypatch, capsys):
-    import wandb
-
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("WANDB_SILENT", "true")
-    started, logged, axes, ended, honest = [], [], [], [], wandb.init
-
-    def init(**about):
-        tracked = honest(**about)
-        send, finish = tracked.log, tracked.finish
-        monkeypatch.setattr(tracked, "define_metric", lambda name, step_metric: axes.append((name, step_metric)))
-        monkeypatch.setattr(tracked, "log", lambda line, step: (logged.append((step, line)), send(line, step=step)))
-        monkeypatch.setattr(
-            tracked, "finish", lambda **how: (ended.append((how, dict(tracked.summary))), finish(**how))
-        )
-        started.append(about)
-        return tracked
-
-    monkeypatch.setattr(wandb, "init", init)
-    flags = TOY | {"bc_steps": 1_000, "critic_steps": 1_000, "track": True}  # each logs once
-    run_dir = run_method("ta_qf", tmp_path / "tracked", demo_dir, **flags)
+def test_without_a_terminal_each_line_of_the_file_is_told(tmp_path, demo_dir, capsys):
+    run_dir = run_method("bc", tmp_path / "run", demo_dir, **TOY)
     told = [line for line in capsys.readouterr().out.splitlines() if re.match(r"cycle \d+, (pretrain )?step ", line)]
     assert len(told) == len(metrics(run_dir)) > 6
-    for text, line in zip(told, metrics(run_dir), strict=True):  # without a terminal each is told
+    for text, line in zip(told, metrics(run_dir), strict=True):
         values = text.partition(": ")[2].split(", ")
         assert {*values} == {f"{name} {value:.4g}" for name, value in line.items() if "/" in name}
-    (about,), ((how, summary),) = started, ended
-    assert about["name"] == "tracked" and ", ta_qf," in about["group"]
-    assert about["tags"][0] == "toy.py:Point" and about["job_type"] == "run"
-    pretraining = [("losses/bc_loss", "pretrain_step"), ("losses/critic_evaluation_loss", "pretrain_step")]
-    assert axes == [("*", "learner_step"), *pretraining]
-    assert [[line[axis] for line in metrics(run_dir) if name in line] for name, axis in pretraining] == [[1e3], [2e3]]
-    *lines, last = logged
-    assert lines == list(enumerate(metrics(run_dir))) and {"learning_curve", "cycles"} <= set(last[1])
-    assert how == {"exit_code": 0} and summary["report"]["name"] == report(run_dir)["name"]
-    wandb.teardown()  # as at the process's end: wandb's service closes the file only now
-    (log,) = run_dir.glob("wandb/offline-run-*/*.wandb")
-    assert log.stat().st_size > 1_000

@@ -161,18 +161,15 @@ def test_readings_as_they_are_written():
         "bc,demo-sigma:0": "gbrl_d4pg.py --demo-sigma 0",
     }
     assert {method: " ".join(methods.command(method)) for method in written} == written
+    same = ("bc", "bc_reg_decay:5", "ta:5,beta-decay", "tg:1,alpha-form:plain")
+    assert {sweep.clone_of(method) for method in same} == {"bc"}
+    assert sweep.clone_of("ta_qf,demo-sigma:0,beta:5") == "bc,demo-sigma:0"
     for name in ("ta", "bc:1", "nonsense", "ta:1:2"):
         with pytest.raises((ValueError, SystemExit)):
             parse(name)
     script, args = parse("ta_qf,beta-decay")
     with pytest.raises(UserError, match="--beta-decay needs a --beta above 0"):
         script.resolve(args, MADE_UP)
-
-
-def test_methods_share_a_clone_unless_an_option_is_of_cloning():
-    same = ("bc", "bc_reg_decay:5", "ta:5,beta-decay", "tg:1,alpha-form:plain")
-    assert {sweep.clone_of(method) for method in same} == {"bc"}
-    assert sweep.clone_of("ta_qf,demo-sigma:0,beta:5") == "bc,demo-sigma:0"
 
 
 # ---- sweep.py
