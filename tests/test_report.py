@@ -332,6 +332,12 @@ def test_tasks_with_more_runs_lose_the_highest_seeds(tmp_path, capsys):
     assert "1 to 2 runs" in capsys.readouterr().err
 
 
+def test_trailing_mean():
+    values = np.random.default_rng(0).normal(size=30)
+    expected = [values[max(0, i - 9) : i + 1].mean() for i in range(30)]
+    np.testing.assert_allclose(plot.trailing_mean(values, 10), expected)
+
+
 @pytest.fixture(scope="module")
 def loaded(finished):
     return {key: runs.load(path) for key, (path, _) in finished.items()}
@@ -527,11 +533,14 @@ def test_a_row_looks_the_same_in_every_figure_and_readings_differ():
     assert {many[method]["color"] for method in ("ta:1", "ta:1,x", "ta:1,y")} == {plot.COLOURS["ta:1"]}
 
 
-def test_nothing_to_draw_is_one_sentence(tmp_path, capsys):
-    for given in ((tmp_path,), ()):
-        with pytest.raises(UserError, match=r"there is nothing to draw: give finished runs, or --alpha\."):
-            plot.main(plot.Args(given))
-    assert capsys.readouterr().err.startswith(f"{tmp_path} is left out")
+def test_mistakes_end_in_one_sentence(tmp_path):
+    done = command(tmp_path)
+    assert done.returncode == 1 and done.stdout == ""
+    left_out, error = done.stderr.splitlines()
+    assert left_out.startswith(f"{tmp_path} is left out")
+    assert error == "error: there is nothing to draw: give finished runs, or --alpha."
+    with pytest.raises(UserError, match="nothing to draw"):
+        plot.main(plot.Args())
 
 
 def test_alpha_figure(tmp_path):

@@ -120,15 +120,6 @@ def test_a_run_clones_what_was_meant_and_its_replays_and_episodes_are_as_the_fla
     assert not any(torch.equal(policy, known) for policy in evaluated[1:-1] for known in kept)  # inside of cycles
 
 
-def test_initial_weights_are_of_the_runs_seed(tmp_path, demo_dir):
-    for seed in (1, 2):
-        run_dir = run_method("bc", tmp_path / str(seed), demo_dir, seed=seed, bc_steps=0, critic_steps=0, **TOY)
-        torch.manual_seed(rollouts.stream_seed(seed, rollouts.WEIGHTS))
-        content = files.load_torch(run_dir / "cycle_0000" / "snapshot.pt", "snapshot")
-        for name, value in script("gbrl_d4pg").Policy(2, 1).state_dict().items():
-            assert torch.equal(content["policy"][name], value), (seed, name)
-
-
 def test_noise_has_the_standard_deviation_that_was_asked_for():
     noise = rollouts.exploration_noise(np.random.SeedSequence(0), 0.3, 10_000, 4)
     assert noise.std(0) == pytest.approx(0.3, rel=0.03) and noise.mean(0) == pytest.approx(0, abs=0.01)
