@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from pieces import CPU, ENV, METHODS, StubRun, make_agent, make_args, make_batch, make_teacher, progress
-from small import ROOT, report, run_method
+from small import ROOT, TOY, own, report, run_method
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from common import UserError, launch
@@ -98,23 +98,18 @@ def test_a_whole_run_compiles_once_and_books_its_phases(tmp_path, demo_dir, caps
     flags = {"env_id": "pendulum-swingup", "num_cycles": 3, "actor_steps": 3_000, "learner_steps": 61}
     run_dir = run_method("tg:1", tmp_path / "run", demo_dir, compile=True, teacher=mine, **flags)
     assert capsys.readouterr().out.count("compiling the update took") == 1
+    assert report(run_dir)["teacher_queries"]["gradients_asked"] == 61 * 32
     seconds = report(run_dir)["seconds"]
     phases = {"demonstrations", "cloning", "critic evaluation", "deploying", "annotating", "learning"}
     assert phases | {"waiting for evaluations", "report episodes", "writing"} <= seconds.keys()
 
 
-TEACHER = """
-class Branches:
-    def __init__(self, env_id, device): pass
-    def action(self, obs): return -obs[:, :1].clamp(-1, 1)
-    def action_gradient(self, obs, action): return action if obs.sum() > 0 else -action
-"""
-
-
 @needs_compiler
 def test_a_teacher_that_cannot_be_compiled_is_a_sentence(tmp_path, demo_dir):
-    (tmp_path / "mine.py").write_text(TEACHER)
-    flags = {"env_id": "pendulum-swingup", "teacher": f"{tmp_path}/mine.py:Branches"}
+    code = (
+        "class Mine(Pusher):\n    def action_gradient(self, obs, action): return action if obs.sum() > 0 else -action\n"
+    )
+    flags = TOY | {"teacher": own(tmp_path, "Mine", code)}
     with pytest.raises(UserError, match="--compile: the update can't be compiled as one graph"):
         run_method("tg:1", tmp_path / "run", demo_dir, compile=True, **flags)
 
