@@ -106,9 +106,8 @@ def test_a_whole_run_compiles_once_and_books_its_phases(tmp_path, demo_dir, caps
 
 @needs_compiler
 def test_a_teacher_that_cannot_be_compiled_is_a_sentence(tmp_path, demo_dir):
-    code = (
-        "class Mine(Pusher):\n    def action_gradient(self, obs, action): return action if obs.sum() > 0 else -action\n"
-    )
+    slope = "action if obs.sum() > 0 else -action"
+    code = f"class Mine(Pusher):\n    def action_gradient(self, obs, action): return {slope}\n"
     flags = TOY | {"teacher": own(tmp_path, "Mine", code)}
     with pytest.raises(UserError, match="--compile: the update can't be compiled as one graph"):
         run_method("tg:1", tmp_path / "run", demo_dir, compile=True, **flags)
