@@ -8,12 +8,12 @@ from unittest import mock
 
 import methods
 import torch
+from small import CPU
 
 import gbrl_d4pg
 from common import snapshots
 from common.envs import EnvSpec
 
-CPU = torch.device("cpu")
 ENV = EnvSpec("made-up", 3, 2, 20)
 FILES = sorted({method.script for method in methods.METHODS.values()})
 SCRIPTS = tuple(importlib.import_module(Path(name).stem) for name in FILES)

@@ -13,17 +13,19 @@ from pathlib import Path
 
 import methods
 import numpy as np
+import torch
 
 from common import Interrupted, files, rollouts
 from common.run import Run
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT, CPU = Path(__file__).resolve().parent.parent, torch.device("cpu")
 SMALL = {
     "actor_steps": 4_000, "learner_steps": 61, "num_cycles": 2, "batch_size": 32, "demo_episodes": 2, "bc_steps": 40,
     "critic_steps": 20, "eval_every": 20, "report_episodes": 2, "num_workers": 0, "checkpoint_every": 15,
 }  # fmt: skip
 FILE = Path(__file__).with_name("toy.py")
 TOY = {"env_id": f"{FILE}:Point", "teacher": f"{FILE}:Pusher", "actor_steps": 400}  # with these it takes a second
+LINE = TOY["env_id"].replace("Point", "Line")  # its episodes never end early
 RATES = {"bc_reg_decay": 5}  # where it isn't 1
 METHODS = tuple(f"{name}:{RATES.get(name, 1)}" if method.decays else name for name, method in methods.METHODS.items())
 SCRIPTS = tuple(dict.fromkeys(method.script.removesuffix(".py") for method in methods.METHODS.values()))
@@ -34,6 +36,11 @@ def own(folder, name, code):
     names = f"import glob, os, sys, time, torch\nHERE = {str(folder)!r}\n"
     (folder / "mine.py").write_text(f"{names}{FILE.read_text()}\n{code}")
     return f"{folder}/mine.py:{name}"
+
+
+def words(flags):
+    """Flags as the words of a command line."""
+    return [f"--{name.replace('_', '-')}={value}" for name, value in flags.items()]
 
 
 def script(name):

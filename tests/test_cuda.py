@@ -8,7 +8,7 @@ import pytest
 import torch
 from pieces import ENV, StubRun, make_args, make_teacher
 from pieces import METHODS as METHODS_AND_OPTIONS
-from small import METHODS, ROOT, SMALL, differences, kill_at, result
+from small import METHODS, ROOT, SMALL, differences, kill_at, result, words
 
 from common.replay import Replay
 from common.rollouts import Episode
@@ -20,8 +20,7 @@ CUDA = torch.device("cuda")
 @pytest.mark.parametrize("compiled", (False, True))
 @pytest.mark.parametrize("method", METHODS)
 def test_the_same_seed_gives_the_same_bytes_also_when_killed(method, compiled, tmp_path):
-    flags = [f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items()]
-    flags += ["--demo-dir", str(tmp_path / "demos"), *(["--compile"] if compiled else [])]
+    flags = words(SMALL | {"demo_dir": tmp_path / "demos", "compile": compiled})
     command = [sys.executable, str(ROOT / "benchmark" / "methods.py"), f"--name={method}", *flags, "--run-dir"]
     kill_at([*command, str(tmp_path / "killed")], "cycle 1, step 20: ", tmp_path)
     for name in ("first", "second", "killed"):

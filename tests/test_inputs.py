@@ -1,7 +1,7 @@
 """Bad input gets one sentence before any work starts; what is somebody's own code is asked, not trusted."""
 
-import collections
 import concurrent.futures
+import contextlib
 import dataclasses
 import importlib.metadata
 import os
@@ -15,31 +15,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small import SCRIPTS, SMALL, TOY, equal, own, run_method, script
+from small import CPU, SCRIPTS, SMALL, TOY, equal, own, run_method, script
 
 from common import UserError, envs, foreign, launch, teachers
 from common.replay import Replay
 from common.rollouts import episode_seeds, run_block
 from common.workers import Workers
 
-CPU = torch.device("cpu")
 SPEC = envs.spec(TOY["env_id"])
 BAD = [
     ({"env_id": "cartpole-swing_up"}, "cartpole-swingup"),
     ({"env_id": "nonsense"}, "no such task"),
     ({"env_id": "Nonsense-v1"}, "--env-id Nonsense-v1.*(doesn't exist|Gymnasium)"),
     ({"env_id": "lqr-lqr_2_1"}, "no bounds|no time limit"),
-    ({"env_id": "quadruped-escape"}, "renderer"),
     ({"env_id": "nowhere.py:Task"}, "no file"),
     ({"teacher": "nowhere.pt"}, r"no .*nowhere\.pt"),
     ({"teacher": "nowhere.py:Teacher"}, "no file"),
     ({"teacher": TOY["teacher"].replace("Pusher", "Nobody")}, r"toy\.py defines no Nobody"),
     ({"teacher": "mid", "env_id": "hopper-hop"}, r"there is no .*hopper-hop-mid\.pt"),
-    ({"scale": 0.0}, "--scale 0.*: it should be greater than 0"),
     ({"sigma": -0.1}, "--sigma .*: it should be greater than or equal to 0"),
     ({"gamma": 1.1}, "--gamma 1.1: it should be less than or equal to 1"),
-    ({"eval_episodes": 100}, "--eval-episodes 100: it should be less than or equal to 10"),
-    ({"num_cycles": 0}, "--num-cycles .*: it should be"),
     ({"num_cycles": 5}, "--num-cycles 5: .* 4 episodes"),
     ({"num_atoms": 1}, "--num-atoms 1"),
     ({"v_min": 1.0, "v_max": 0.0}, "v-min < v-max"),
@@ -49,9 +44,12 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("flags", "sentence"), BAD)
-def test_bad_input_is_refused_before_any_work(flags, sentence, tmp_path):
-    module = script("gbrl_d4pg")
+@pytest.mark.parametrize(
+    ("name", "flags", "sentence"),
+    [*(("gbrl_d4pg", *bad) for bad in BAD), *((name, {"teacher": "none"}, "--teacher none") for name in SCRIPTS[1:])],
+)
+def test_bad_input_is_refused_before_any_work(name, flags, sentence, tmp_path):
+    module = script(name)
     args = module.Args(**(SMALL | {"run_dir": str(tmp_path / "run"), "demo_dir": str(tmp_path / "demos")} | flags))
     with pytest.raises(UserError, match=sentence):
         module.main(args)
@@ -60,19 +58,14 @@ def test_bad_input_is_refused_before_any_work(flags, sentence, tmp_path):
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_no_number_may_be_infinite_except_the_clips_and_none_nan(name):
-    module, checked = script(name), 0
-    for flag, hint in typing.get_type_hints(module.Args).items():
+    clips = {"dqda_clip", "teacher_dqda_clip", "max_grad_norm"}
+    for flag, hint in typing.get_type_hints(script(name).Args).items():
         if hint is bool or not {int, float} & {hint, *typing.get_args(hint)}:
             continue
         for value in (np.nan, np.inf, -np.inf):
-            args = dataclasses.replace(module.Args(), **{flag: value})
-            if value == np.inf and flag in ("dqda_clip", "teacher_dqda_clip", "max_grad_norm"):
-                launch.checked(args)
-                continue
-            with pytest.raises(UserError, match=f"^--{flag.replace('_', '-')} {value}: it should be "):
-                launch.checked(args)
-            checked += 1
-    assert checked > 60
+            told = pytest.raises(UserError, match=f"^--{flag.replace('_', '-')} {value}: it should be ")
+            with contextlib.nullcontext() if value == np.inf and flag in clips else told:
+                launch.checked(script(name).Args(**{flag: value}))
 
 
 def test_a_folder_in_the_way_is_left_alone(tmp_path):
@@ -99,44 +92,26 @@ def call(name, *words, cwd, **environment):
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=os.environ | environment)
 
 
-def test_a_mistake_is_one_line_and_a_status(tmp_path):
-    done = call("gbrl_teacher_grad", "--env-id", "cheetah-rum", cwd=tmp_path)
-    assert done.returncode == 1 and done.stdout == ""
-    assert done.stderr.startswith("error: ") and "cheetah-run" in done.stderr and done.stderr.count("\n") == 1
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_tracking_without_a_login_is_one_line_before_any_work(tmp_path):
+def test_mistakes_are_one_line_and_a_status(tmp_path):
     nowhere = {"HOME": str(tmp_path), "NETRC": str(tmp_path / "netrc"), "WANDB_API_KEY": "", "WANDB_MODE": "online"}
-    done = call("gbrl_d4pg", "--track", cwd=tmp_path, **nowhere)
-    assert done.returncode == 1 and done.stdout == ""
-    assert done.stderr.startswith("error: --track: nobody is logged in; run `wandb login`, set WANDB_MODE=offline, or ")
-    assert not (tmp_path / "runs").exists() and done.stderr.count("\n") == 1
+    for words, said in (
+        (("--env-id", "cheetah-rum"), ".*cheetah-run"),
+        (("--track",), "--track: nobody is logged in; run `wandb login`, set WANDB_MODE=offline, or "),
+    ):
+        done = call("gbrl_teacher_grad", *words, cwd=tmp_path, **(nowhere if "--track" in words else {}))
+        assert (done.returncode, done.stdout) == (1, "")
+        assert re.match(f"error: {said}", done.stderr) and done.stderr.count("\n") == 1
+    assert not (tmp_path / "runs").exists()
 
 
-def test_what_wandb_refuses_is_a_sentence(tmp_path, demo_dir, monkeypatch):
-    import wandb
-
-    def refuse(**_):
-        raise wandb.errors.CommError("entity nobody not found")
-
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setattr(wandb, "init", refuse)
-    with pytest.raises(UserError, match="--track: entity nobody not found; set WANDB_MODE=offline"):
-        run_method("bc", tmp_path / "run", demo_dir, **(TOY | {"track": True}))
-
-
-@pytest.mark.parametrize("name", SCRIPTS)
-def test_help_gives_every_flag_with_the_source_of_its_default(name):
-    source = Path(script(name).__file__).read_text() + Path(launch.__file__).read_text()
-    for field in dataclasses.fields(script(name).Args):
-        text = re.search(rf'^    {field.name}: .*\n    """(.*)"""$', source, re.MULTILINE)
-        assert text is not None and re.search(r"\[(paper|Acme|CleanRL|ours).*\]$", text[1]), field.name
-
-
-def test_the_scripts_help_prints(tmp_path):
+def test_help_gives_every_flag_with_the_source_of_its_default(tmp_path):
     done = call("gbrl_teacher_action", "--help", cwd=tmp_path, COLUMNS="160", NO_COLOR="1")
     assert done.returncode == 0 and "--beta-decay" in done.stdout and "[paper 3.4]" in done.stdout
+    for name in SCRIPTS:
+        source = Path(script(name).__file__).read_text() + Path(launch.__file__).read_text()
+        for field in dataclasses.fields(script(name).Args):
+            text = re.search(rf'^    {field.name}: .*\n    """(.*)"""$', source, re.MULTILINE)
+            assert text is not None and re.search(r"\[(paper|Acme|CleanRL|ours).*\]$", text[1]), field.name
 
 
 # ---- a teacher of one's own
@@ -146,12 +121,8 @@ WRONG = {
     "def action(self, obs): raise RuntimeError('no idea')": r"action raised RuntimeError\('no idea'\)",
     "def action(self, obs): sys.exit(0)": r"action raised SystemExit\(0\)",
     "def action(self, obs): return torch.zeros(len(obs), 3)": r"action returned torch.float32 \(2, 3\)",
-    "def action(self, obs): return obs[:, :1].double()": r"action returned torch.float64 \(2, 1\) on cpu, expected ",
     "def action(self, obs): return obs[:, :1].to('meta')": r"action returned .* on meta, expected .* on cpu",
-    "def action(self, obs): return obs[:, :1] / 0": "action returned entries of size nan",
     "def action(self, obs): return obs[:, :1] + 2": "action returned entries of size 2",
-    "def action_gradient(self, obs, action): assert False": r"action_gradient raised AssertionError",
-    "def action_gradient(self, obs, action): return obs": r"action_gradient returned torch.float32 \(2, 2\)",
     "def action_gradient(self, obs, action): return action / 0": r"action_gradient returned \[nan\] at observation \[0",
     "def __init__(self): pass": r"building it raised TypeError",
     "action_gradient = property()": "it has no action_gradient",
@@ -167,24 +138,16 @@ def test_what_a_teacher_does_wrong_is_told_with_its_name_and_line(code, tmp_path
     text = "".join(traceback.format_exception(caught.value))
     assert re.search(f"{re.escape(name)}: {WRONG[code]}", text), text
     assert isinstance(caught.value, UserError) == (" raised " not in WRONG[code])
-    if "raise" in code or "exit" in code or "assert" in code:
+    if "raise" in code or "exit" in code:
         assert f'File "{tmp_path}/mine.py"' in text and code.partition(": ")[2] in text
 
 
 @pytest.mark.parametrize("workers", (0, 1))
 def test_an_exception_of_your_own_comes_back_from_a_worker(workers, tmp_path):
-    code = """
-class Odd(Exception):  # can't be copied
-    def __init__(self, one, two):
-        super().__init__("odd")
-
-
-class Mine(Pusher):
-    def action(self, obs):
-        if len(obs) == 10:
-            raise {} # here
-        return super().action(obs)
-"""
+    """`Odd` can't be copied."""
+    code = "class Odd(Exception):\n    def __init__(self, one, two): super().__init__(one)\n"
+    code += "class Mine(Pusher):\n    def action(self, obs):\n        if len(obs) == 10: raise {}\n"
+    code += "        return super().action(obs)\n"
     for raised, kind in (("KeyError('mine')", KeyError), ("Odd(1, 2)", RuntimeError)):
         name = own(tmp_path, "Mine", code.format(raised))
         teacher, pool = teachers.load(name, SPEC, "demonstrations", CPU), Workers(SPEC, workers)
@@ -195,29 +158,24 @@ class Mine(Pusher):
         assert f"{name}: action raised " in text and f'File "{tmp_path}/mine.py"' in text, text
 
 
-def test_a_file_is_imported_and_a_teacher_built_once_in_a_process(tmp_path):
-    code = """
+COUNTED = """
 open(f"{HERE}/imports", "a").write(f"{os.getpid()}\\n")
 
 
 class Mine(Pusher):
     def __init__(self, env_id, device):
         open(f"{HERE}/teachers", "a").write(f"{os.getpid()}\\n")
-
-
-class Task(Point):
-    def __init__(self):
-        open(f"{HERE}/tasks", "a").write(f"{os.getpid()}\\n")
 """
-    name = own(tmp_path, "Mine", code)
-    spec = envs.spec(name.replace("Mine", "Task"))
-    teacher, pool = teachers.load(name, spec, "actions", CPU), Workers(spec, 1)
-    there = teachers.demonstrations(teacher, spec, 30, 0.3, tmp_path / "demos", pool)
+
+
+def test_a_file_is_imported_and_a_teacher_built_once_in_a_process(tmp_path):
+    teacher, pool = teachers.load(own(tmp_path, "Mine", COUNTED), SPEC, "actions", CPU), Workers(SPEC, 1)
+    there = teachers.demonstrations(teacher, SPEC, 30, 0.3, tmp_path / "demos", pool)
     pool.close()
-    assert equal(there, teachers.demonstrations(teacher, spec, 30, 0.3, tmp_path / "demos", Workers(spec, 0)))
-    counts = {what: (tmp_path / what).read_text().split() for what in ("imports", "teachers", "tasks")}
-    count = {what: sorted(collections.Counter(pids).values()) for what, pids in counts.items()}
-    assert count == {"imports": [1, 1], "teachers": [1, 1], "tasks": [11, 11]}  # one for the sizes, ten for a block
+    assert equal(there, teachers.demonstrations(teacher, SPEC, 30, 0.3, tmp_path / "demos", Workers(SPEC, 0)))
+    for what in ("imports", "teachers"):
+        pids = (tmp_path / what).read_text().split()
+        assert len(pids) == len(set(pids)) == 2
     assert not (tmp_path / "demos").exists()  # of a class, whose weights nobody can see, nothing is cached
 
 
@@ -233,22 +191,12 @@ def test_content_counts_not_the_place(tmp_path):
     assert first is not second and first is foreign.load_class(f"{tmp_path}/one/mine.py:Mine")
 
 
-@pytest.mark.parametrize(
-    ("slope", "sentence", "cycle_0"),
-    [
-        ("1 / (obs[:, :1] == 0).float()", r"Mine: action_gradient returned \[inf\] at observation \[", False),
-        (
-            "action / (len(obs) != 32)",
-            r"policy has parameters that aren't finite in cycle 1 at step 15: .* teacher .*mine\.py:Mine",
-            True,
-        ),
-    ],
-)  # in states of the demonstrations, and in an update's batch
-def test_a_gradient_that_is_not_finite_names_the_teacher(slope, sentence, cycle_0, tmp_path, demo_dir):
-    code = f"class Mine(Pusher):\n    def action_gradient(self, obs, action): return {slope}\n"
+def test_a_gradient_that_is_not_finite_names_the_teacher(tmp_path, demo_dir):
+    """In an update's batch; WRONG has one that the first question finds."""
+    code = "class Mine(Pusher):\n    def action_gradient(self, obs, action): return action / (len(obs) != 32)\n"
+    sentence = r"policy has parameters that aren't finite in cycle 1 at step 15: .* teacher .*mine\.py:Mine"
     with pytest.raises(UserError, match=sentence):
         run_method("tg:1", tmp_path / "run", demo_dir, **(TOY | {"teacher": own(tmp_path, "Mine", code)}))
-    assert (tmp_path / "run" / "cycle_0000").exists() == cycle_0
 
 
 WRITES = """
@@ -269,8 +217,7 @@ def test_a_teacher_that_writes_into_what_it_is_given_changes_nothing(tmp_path):
     teacher = teachers.load(own(tmp_path, "Writes", WRITES), SPEC, "action_gradients", CPU)
     episodes = teachers.demonstrations(teacher, SPEC, 3, 0.3, tmp_path, Workers(SPEC, 0))
     honest = teachers.load(TOY["teacher"], SPEC, "demonstrations", CPU)
-    stream = (int(teacher.sha256, 16),)
-    assert equal(episodes, run_block(SPEC.env_id, honest.action, 0.3, stream, range(3)))
+    assert equal(episodes, run_block(SPEC.env_id, honest.action, 0.3, (int(teacher.sha256, 16),), range(3)))
     replay = Replay(60, 2, 1, 5, 0.99, CPU)
     replay.append(episodes)
     replay.annotate("teacher_action", teacher.action)
@@ -286,23 +233,23 @@ def test_a_teacher_that_writes_into_what_it_is_given_changes_nothing(tmp_path):
     ("code", "sentence"),
     [
         ("def step(self, action): return *super().step(action), False", "step must return obs, reward, terminated, "),
-        ("def step(self, action): return None", "step must return obs, reward, terminated, truncated, info, .* None"),
         ("def step(self, action): return self.state, 'a lot', False, False, {}", "step returned the reward 'a lot'"),
-        ("def step(self, action): return self.state, [1, 2], False, False, {}", "step returned the reward"),
+        (
+            "def step(self, action): return np.nan * self.state, 0, False, False, {}",
+            ".*returned a non-finite obs",
+        ),
         ("def step(self, action): return self.state[:1], 0, False, False, {}", "observation of 1 numbers; .* has 2"),
         ("def reset(self, seed): return self.__dict__", "reset must return obs, info, as Gymnasium's"),
         ("def reset(self, seed): return np.random.rand(2), {}", "another start the second time; draw it from the seed"),
         ("action_space = SimpleNamespace(shape=(1,), low=-1.0, high=np.inf)", "its actions have no bounds"),
         ("action_space = SimpleNamespace(shape=(1,), low=0, high=3, dtype='int64')", "only real numbers"),
-        ("action_space = SimpleNamespace(shape=(), n=3)", "action_space must be a Box"),
         ("observation_space = SimpleNamespace(shape=(), n=3)", "observation_space must be a Box or a Dict of Boxes"),
-        ("observation_space = None", "observation_space must be a Box or a Dict of Boxes"),
         ("max_episode_steps = None", "no time limit; give it the attribute max_episode_steps"),
     ],
 )
 def test_what_a_task_answers_wrongly_is_one_sentence(code, sentence, tmp_path):
     name = own(tmp_path, "Mine", f"class Mine(Point):\n    {code}\n")
-    with pytest.raises(UserError, match=f"{name}: .*{sentence}"):
+    with pytest.raises(UserError, match=f"{name}.* {sentence}"):
         run_block(name, lambda obs: torch.zeros(len(obs), 1), 0.0, (1,), range(1))
 
 
@@ -350,10 +297,13 @@ def test_samples_per_insert_are_kept_where_the_budget_is_rounded_to_whole_episod
         assert (args.actor_steps, args.learner_steps) == (2_000, 250)
 
 
-def test_relative_paths_are_stored_absolute(tmp_path, monkeypatch):
+def test_relative_paths_are_stored_absolute_and_numpy_numbers_and_paths_as_plain_values(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for flag, name in (("teacher", "mine.py:Pusher"), ("teacher", "a/b.pt"), ("env_id", "mine.py:Point")):
-        assert getattr(launch.checked(script("gbrl_d4pg").Args(**{flag: name})), flag) == f"{tmp_path}/{name}"
+    given = {"teacher": "mine.py:Pusher", "env_id": "mine.py:Point", "seed": np.int64(3), "demo_dir": Path("demos")}
+    args = launch.checked(script("gbrl_d4pg").Args(**given))
+    expected = [f"{tmp_path}/mine.py:Pusher", f"{tmp_path}/mine.py:Point", 3, "demos"]
+    assert [vars(args)[name] for name in given] == expected
+    assert [type(vars(args)[name]) for name in given] == [str, str, int, str]
     assert launch.checked(script("gbrl_d4pg").Args()).teacher == "expert"
 
 
@@ -365,24 +315,10 @@ def test_threads_and_determinism_are_as_the_flags_say():
 
 
 def test_the_words_of_a_wandb_sweep_are_taken():
-    args_type = script("gbrl_d4pg").Args
-    words = [
-        "--compile=True",
-        "--cuda=False",
-        "--seed=3.0",
-        "--actor-steps=2e6",
-        "--sigma=0.5",
-        "--env-id=x",
-        "--seed=1.5",
-    ]
-    plain = ["--compile", "--no-cuda", "--seed=3", "--actor-steps=2000000", "--sigma=0.5", "--env-id=x", "--seed=1.5"]
-    assert launch.plain_words(words, args_type) == plain
-
-
-def test_numpy_numbers_and_paths_become_plain_values():
-    args = launch.checked(script("gbrl_d4pg").Args(seed=np.int64(3), sigma=np.float32(0.5), demo_dir=Path("demos")))
-    assert (args.seed, args.sigma, args.demo_dir) == (3, 0.5, "demos")
-    assert [type(value) for value in (args.seed, args.sigma, args.demo_dir)] == [int, float, str]
+    words = {"--compile=True": "--compile", "--cuda=False": "--no-cuda", "--seed=3.0": "--seed=3", "--seed=1.5": None}
+    words |= {"--actor-steps=2e6": "--actor-steps=2000000", "--sigma=0.5": None, "--env-id=x": None}
+    expected = [plain or word for word, plain in words.items()]
+    assert launch.plain_words([*words], script("gbrl_d4pg").Args) == expected
 
 
 def test_a_run_in_a_thread_and_with_a_notebooks_back_end_is_a_run(tmp_path, demo_dir, monkeypatch):

@@ -1,7 +1,6 @@
 """Signals: which are taken, when they end a run, and that they are given back."""
 
 import signal
-import threading
 
 import pytest
 
@@ -27,7 +26,7 @@ def hangup():
 
 
 @pytest.mark.parametrize("number", TAKEN)
-def test_a_second_signal_ends_at_once_what_a_first_one_lets_finish(number, interrupt, hangup):
+def test_a_signal_lets_a_step_finish_and_a_second_one_ends_at_once(number, interrupt, hangup):
     before = signal.getsignal(number)  # a shell's background job, such as these tests may be, ignores SIGINT
     interrupt.start()
     with interrupt.later():
@@ -36,15 +35,10 @@ def test_a_second_signal_ends_at_once_what_a_first_one_lets_finish(number, inter
         with pytest.raises(Interrupted, match=f"interrupted by {number.name}; go on") as raised:
             signal.raise_signal(number)
     assert raised.value.args[1] == number
+    with pytest.raises(Interrupted, match=number.name):  # outside of a step
+        signal.raise_signal(number)
     interrupt.stop()
     assert signal.getsignal(number) is before
-
-
-@pytest.mark.parametrize("number", TAKEN)
-def test_outside_a_step_the_first_signal_ends_the_run(number, interrupt, hangup):
-    interrupt.start()
-    with pytest.raises(Interrupted, match=number.name):
-        signal.raise_signal(number)
 
 
 def test_under_nohup_a_hangup_stays_ignored(interrupt, hangup):
@@ -52,32 +46,3 @@ def test_under_nohup_a_hangup_stays_ignored(interrupt, hangup):
     interrupt.start()
     signal.raise_signal(signal.SIGHUP)
     assert not interrupt and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
-
-
-def test_in_another_thread_no_signal_is_taken(interrupt):
-    before, errors = [signal.getsignal(number) for number in TAKEN], []
-
-    def live():
-        try:
-            interrupt.start()
-            assert [signal.getsignal(number) for number in TAKEN] == before
-            interrupt.check()
-            interrupt.stop()
-        except BaseException as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=live)
-    thread.start()
-    thread.join()
-    assert errors == []
-
-
-def test_where_there_is_no_sigusr1_and_no_sighup_the_other_two_are_taken(interrupt, hangup, monkeypatch):
-    before = signal.getsignal(signal.SIGUSR1)
-    monkeypatch.delattr(signal, "SIGUSR1")
-    monkeypatch.delattr(signal, "SIGHUP")
-    interrupt.start()
-    monkeypatch.undo()
-    assert signal.getsignal(signal.SIGUSR1) is before
-    with pytest.raises(Interrupted, match="SIGTERM"):
-        signal.raise_signal(signal.SIGTERM)

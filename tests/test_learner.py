@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from pieces import CPU, ENV, METHODS, StubRun, make_agent, make_args, make_batch, make_teacher, progress
-from small import ROOT, report, run_method
+from small import ROOT, TOY, own, report, run_method
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from common import UserError, launch
@@ -54,11 +54,8 @@ def test_the_loop_reads_no_value_between_log_points(method):
 
 SYNCS = {
     "item": lambda loss: loss.item(),
-    "numpy": lambda loss: loss.detach().numpy().tolist(),
-    "cpu": lambda loss: loss.cpu(),
     "to": lambda loss: loss.detach().to("cpu"),
     "branch": lambda loss: 1 if loss > 0 else 0,
-    "tolist": lambda loss: loss.tolist(),
 }
 
 
@@ -85,7 +82,7 @@ def hundred_updates(script, args, compute, teacher):
 
 
 @needs_compiler
-@pytest.mark.parametrize("method", ["ta_qf", "tg:1"])
+@pytest.mark.parametrize("method", ["ta_qf"])
 def test_compiled_learning_is_the_same_learning(method):
     """A first call that compiles, then no other: `launch.compiled` makes that an error."""
     script, args = make_args(method)
@@ -93,9 +90,6 @@ def test_compiled_learning_is_the_same_learning(method):
     compute = launch.compiled(script.compute_gradients, CPU)
     compiled, eager = (hundred_updates(script, args, c, teacher) for c in (compute, script.compute_gradients))
     assert (compiled - eager).abs().max() < 1e-5  # seen: 1e-6; a hundred steps of 1e-4 would make 1e-2
-    start = make_agent(script, args)
-    start = torch.nn.utils.parameters_to_vector([*start.policy.parameters(), *start.critic.parameters()])
-    assert (compiled - start).abs().max() > 1e-3
 
 
 @needs_compiler
@@ -105,6 +99,7 @@ def test_a_whole_run_compiles_once_and_books_its_phases(tmp_path, demo_dir, caps
     flags = {"env_id": "pendulum-swingup", "num_cycles": 3, "actor_steps": 3_000, "learner_steps": 61}
     run_dir = run_method("tg:1", tmp_path / "run", demo_dir, compile=True, teacher=mine, **flags)
     assert capsys.readouterr().out.count("compiling the update took") == 1
+    assert report(run_dir)["teacher_queries"]["gradients_asked"] == 61 * 32
     seconds = report(run_dir)["seconds"]
     phases = {"demonstrations", "cloning", "critic evaluation", "deploying", "annotating", "learning"}
     assert phases | {"waiting for evaluations", "report episodes", "writing"} <= seconds.keys()
@@ -122,18 +117,11 @@ def test_returns_that_the_atoms_cannot_stand_for_are_told():
         )
 
 
-TEACHER = """
-class Branches:
-    def __init__(self, env_id, device): pass
-    def action(self, obs): return -obs[:, :1].clamp(-1, 1)
-    def action_gradient(self, obs, action): return action if obs.sum() > 0 else -action
-"""
-
-
 @needs_compiler
 def test_a_teacher_that_cannot_be_compiled_is_a_sentence(tmp_path, demo_dir):
-    (tmp_path / "mine.py").write_text(TEACHER)
-    flags = {"env_id": "pendulum-swingup", "teacher": f"{tmp_path}/mine.py:Branches"}
+    slope = "action if obs.sum() > 0 else -action"
+    code = f"class Mine(Pusher):\n    def action_gradient(self, obs, action): return {slope}\n"
+    flags = TOY | {"teacher": own(tmp_path, "Mine", code)}
     with pytest.raises(UserError, match="--compile: the update can't be compiled as one graph"):
         run_method("tg:1", tmp_path / "run", demo_dir, compile=True, **flags)
 

@@ -37,7 +37,6 @@ def slow_projection(atoms, probs, returns, discounts):
     ("probs", "value", "discount", "expected"),
     [
         ([0, 1, 0, 0], 0.5, 1.0, [0, 0.75, 0.25, 0]),  # a quarter of the way from the atom 1 to the atom 3
-        ([0, 1, 0, 0], 2.0, 1.0, [0, 0, 1, 0]),  # on an atom
         ([0.2, 0.3, 0.4, 0.1], 99.0, 1.0, [0, 0, 0, 1]),  # above the support
         ([0.2, 0.3, 0.4, 0.1], -99.0, 1.0, [1, 0, 0, 0]),  # below the support
         ([0, 0, 0.5, 0.5], -0.5, 0.5, [0, 0.75, 0.25, 0]),  # 3 / 2 - 0.5 = 1 is an atom, 5 / 2 - 0.5 = 2 halfway
@@ -258,30 +257,20 @@ def test_overestimation_and_cosine_by_hand():
     assert found["losses/overestimation"] == pytest.approx(q - np.mean(returns), rel=1e-5)
     assert found["deploy/episodic_return"] == np.mean([episode.reward.sum(dtype=np.float64) for episode in episodes])
 
+    asked, many = [], random_episode(0, 9_000)
+    many.obs[:, 0] = np.arange(9_001)
+
     class Turned:  # by 90 degrees in every other state, where it is three times as long
         gives_gradients = True
 
         def action_gradient(self, obs, action):
+            asked.append(obs)
             own = script.action_gradient(agent.critic, obs, action.requires_grad_(), math.inf)[1]
             other = 3 * own.flip(1) * torch.tensor([1.0, -1.0])
             return torch.where(torch.arange(len(obs))[:, None] % 2 == 0, own, other) / own.norm(dim=1, keepdim=True)
 
-    found = script.diagnose(args, agent, Turned(), episodes)
+    found = script.diagnose(args, agent, Turned(), [many])
     assert found["teacher/dqda_cosine"].item() == pytest.approx(1 / (1 + 3), rel=1e-5)
-    assert found["teacher/diagnosis_queries"] == 60
-
-    asked, many = [], random_episode(0, 9_000)
-    many.obs[:, 0] = np.arange(9_001)
-
-    class Listens:
-        gives_gradients = True
-
-        def action_gradient(self, obs, action):
-            asked.append(obs)
-            return script.action_gradient(agent.critic, obs, action.requires_grad_(), math.inf)[1]
-
-    found = script.diagnose(args, agent, Listens(), [many])
-    assert found["teacher/dqda_cosine"].item() == pytest.approx(1, rel=1e-5)
     assert found["teacher/diagnosis_queries"] == 3_000
     assert asked[0][:, 0].tolist() == list(range(0, 9_000, 3))  # at most 4,096 of all, evenly spread
 

@@ -6,7 +6,7 @@ import sys
 import time
 
 import pytest
-from small import ROOT, SMALL, TOY, differences, result
+from small import ROOT, SMALL, TOY, differences, result, words
 
 pytest.importorskip("ray", reason="Ray isn't installed: pip install -r requirements-ray.txt")
 pytestmark = pytest.mark.ray
@@ -30,11 +30,10 @@ def sweep(here, *more):
     """The command of a sweep in the folder `here`, and where it is started."""
     flags = {name: value for name, value in FLAGS.items() if name not in ("env_id", "teacher", "num_cycles")}
     flags |= {"demo_dir": here / "demos"}
-    words = [f"--{name.replace('_', '-')}={value}" for name, value in flags.items()]
     own = ["--env-ids", FLAGS["env_id"], "--teacher", FLAGS["teacher"], "--num-cycles", str(FLAGS["num_cycles"])]
     script = str(ROOT / "benchmark" / "sweep.py")
     command = [sys.executable, script, "--methods", *METHODS, "--output", "out", "--seeds", "1", *own, *more]
-    return {"args": [*command, "--", *words], "cwd": here}
+    return {"args": [*command, "--", *words(flags)], "cwd": here}
 
 
 def test_a_node_lost_in_the_middle_changes_nothing(cluster, tmp_path):

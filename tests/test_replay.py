@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common import replay as replay_module
-from common.replay import Replay, n_step
+from common.replay import Replay
 from common.rollouts import Episode
 
 CPU = torch.device("cpu")
@@ -49,14 +49,6 @@ def make_replay(shape, n=3, gamma=0.9, spare=0):
 
 def sample(replay, size, seed=0):
     return {name: c.numpy() for name, c in replay.sample(size, torch.Generator().manual_seed(seed)).items()}
-
-
-def test_n_step_by_hand():
-    """Three steps at gamma 0.5, where the second step halves the discount once more and the last one terminates."""
-    returns, n_step_discount, offset = n_step(np.array([1.0, 2, 4, 8]), np.array([1.0, 0.5, 1, 0]), 3, 0.5)
-    assert returns.tolist() == [1 + 0.5 * 2 + 0.5 * 0.25 * 4, 2 + 0.25 * 4 + 0.125 * 8, 4 + 0.5 * 8, 8]
-    assert n_step_discount.tolist() == [0.5 * 0.25 * 0.5, 0, 0, 0]
-    assert offset.tolist() == [3, 3, 2, 1]
 
 
 @quick

@@ -1,50 +1,34 @@
 """Each method end to end, and the promise that the same seed gives the same bytes."""
 
+import functools
 import math
 import re
 
 import numpy as np
 import pytest
 import torch
-from small import METHODS, SMALL, TOY, differences, keep_replays, metrics, report, result, run_method, script
+from small import LINE, METHODS, SMALL, TOY, differences, keep_replays, metrics, report, result, run_method, script
 
 from common import UserError, envs, files, rollouts, teachers
 
-TASK = "cheetah-run"
-FULL = {"env_id": TASK, "actor_steps": 4_000}
-LIGHT = {"actor_steps": 2_000, "eval_episodes": 0, "report_episodes": 1}  # on the other tasks of the paper
-OTHERS = {
-    "bc": "cartpole-swingup",
-    "bc_reg": "cartpole-balance",
-    "between:1": "finger-spin",
-    "ta:1": "pendulum-swingup",
-    "tg:1": "walker-run",
-}
+FULL = {"env_id": "cheetah-run", "actor_steps": 4_000}
 QUERIES = {"ta:1": (1, 0), "ta_qf": (1, 0), "tg:1": (0, 61 * 32)}  # per deployed state, per update of 32
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, demo_dir):
-    """Every method on one task, and the paper's other five, run once and read by several tests."""
+    """A function of a method: its run on one task, made once."""
     folder = tmp_path_factory.mktemp("runs")
-    done = {}
-
-    def get(method, task=TASK):
-        if (method, task) not in done:
-            flags = FULL if task == TASK else LIGHT | {"env_id": task}
-            done[method, task] = run_method(method, folder / f"{method}-{task}".replace(":", "-"), demo_dir, **flags)
-        return done[method, task]
-
-    return get
+    return functools.cache(lambda method: run_method(method, folder / method.replace(":", "-"), demo_dir, **FULL))
 
 
-@pytest.mark.parametrize(("method", "task"), [*((method, TASK) for method in METHODS), *OTHERS.items()])
-def test_a_method_runs_and_says_what_it_did(method, task, runs):
-    run_dir = runs(method, task)
-    lines, content, full = metrics(run_dir), report(run_dir), task == TASK
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_runs_and_says_what_it_did(method, runs):
+    run_dir = runs(method)
+    lines, content = metrics(run_dir), report(run_dir)
     assert all(math.isfinite(v) for line in lines for v in line.values())
     evaluated = [line for line in lines if "eval/episodic_return" in line]
-    assert [line["learner_step"] for line in evaluated] == ([0, 20, 40, 60, 61] if full else [])
+    assert [line["learner_step"] for line in evaluated] == [0, 20, 40, 60, 61]
     learned = [line for line in lines if "losses/policy_loss" in line]
     assert [line["learner_step"] for line in learned] == [20, 40, 60, 61]
     assert all("losses/critic_loss" in line and "charts/UPS" in line for line in learned)
@@ -53,7 +37,7 @@ def test_a_method_runs_and_says_what_it_did(method, task, runs):
     batches = [files.load_arrays(run_dir / f"cycle_{k:04d}/batch.npz", "batch") for k in (1, 2)]
     assert all((batch["discount"] == 1).all() for batch in batches)  # a time limit isn't a termination
     deployed = [[e.reward.astype(np.float64).sum() for e in rollouts.unpack(batch)[0]] for batch in batches]
-    assert [len(returns) for returns in deployed] == ([2, 2] if full else [1, 1])
+    assert [len(returns) for returns in deployed] == [2, 2]
     started = {line["learner_step"]: line for line in lines if "deploy/episodic_return" in line}
     assert list(started) == [0, 30] and all("losses/overestimation" in line for line in started.values())
     noisy = [line["deploy/episodic_return"] for line in started.values()]
@@ -62,14 +46,9 @@ def test_a_method_runs_and_says_what_it_did(method, task, runs):
     assert all(-1 <= line["teacher/dqda_cosine"] <= 1 for line in started.values())
     states, gradients = QUERIES.get(method, (0, 0))
     states *= 1000 * sum(map(len, deployed))
-    queries = content["teacher_queries"]
-    assert {name: queries[name] for name in ("states_annotated", "gradients_asked")} == {
-        "states_annotated": states,
-        "gradients_asked": gradients,
-    }
-    steps = SMALL["demo_episodes"] * 1000
-    assert queries["demonstration_queries"] == 2 * steps  # to act, and for a*
-    assert queries["diagnosis_queries"] == 1000 * sum(map(len, deployed))
+    queries = {"states_annotated": states, "gradients_asked": gradients}
+    queries |= {"demonstration_queries": 2 * 1000 * SMALL["demo_episodes"]}  # to act, and for a*
+    assert content["teacher_queries"] == queries | {"diagnosis_queries": 1000 * sum(map(len, deployed))}
     assert content["name"].split(",")[0] == method and (run_dir / "learning_curve.png").stat().st_size > 10_000
 
 
@@ -117,7 +96,7 @@ def test_a_run_clones_what_was_meant_and_its_replays_and_episodes_are_as_the_fla
     replays = keep_replays(module, monkeypatch)
     monkeypatch.setattr(module, "optimizer_step", optimizer_step)
     monkeypatch.setattr("common.workers.run_block", run_block)
-    flags = TOY | {"env_id": TOY["env_id"].replace("Point", "Line"), "demo_sigma": 0.2, "sigma": 0.4, "seed": 7}
+    flags = TOY | {"env_id": LINE, "demo_sigma": 0.2, "sigma": 0.4, "seed": 7}
     flags |= {"n_step": 3, "gamma": 0.9, "eval_episodes": 3, "learning_rate": 2e-4, "max_grad_norm": 7.0}
     run_dir = run_method("bc", tmp_path / "run", tmp_path / "demos", **flags)
     _, demos = replays
@@ -139,23 +118,6 @@ def test_a_run_clones_what_was_meant_and_its_replays_and_episodes_are_as_the_fla
     kept = [snapshot["policy"]["head.weight"] for snapshot in snapshots]
     assert torch.equal(evaluated[0], kept[0]) and torch.equal(evaluated[-1], kept[2])
     assert not any(torch.equal(policy, known) for policy in evaluated[1:-1] for known in kept)  # inside of cycles
-    policy, critic = module.Policy(2, 1), module.Critic(2, 1, 51, -150.0, 150.0)
-    policy.load_state_dict(snapshots[0]["policy"])
-    critic.load_state_dict(snapshots[0]["critic"])
-    episodes, _ = rollouts.unpack(files.load_arrays(run_dir / "cycle_0001" / "batch.npz", "batch"))
-    obs = torch.stack([torch.from_numpy(episode.obs[0]) for episode in episodes])
-    got = np.mean([episode.discounted_return(0.9) for episode in episodes])
-    (started, _) = [line["losses/overestimation"] for line in metrics(run_dir) if "losses/overestimation" in line]
-    assert started == pytest.approx(critic.q_value(obs, policy(obs)).mean().item() - got, abs=1e-3)
-
-
-def test_initial_weights_are_of_the_runs_seed(tmp_path, demo_dir):
-    for seed in (1, 2):
-        run_dir = run_method("bc", tmp_path / str(seed), demo_dir, seed=seed, bc_steps=0, critic_steps=0, **TOY)
-        torch.manual_seed(rollouts.stream_seed(seed, rollouts.WEIGHTS))
-        content = files.load_torch(run_dir / "cycle_0000" / "snapshot.pt", "snapshot")
-        for name, value in script("gbrl_d4pg").Policy(2, 1).state_dict().items():
-            assert torch.equal(content["policy"][name], value), (seed, name)
 
 
 def test_noise_has_the_standard_deviation_that_was_asked_for():
@@ -180,19 +142,6 @@ def test_a_task_is_dm_controls_own_with_its_actions_scaled(task):
         assert (discount, over) == (timestep.discount, timestep.last())
 
 
-def test_without_a_terminal_each_line_of_the_file_is_told(tmp_path, demo_dir, capsys):
-    run_dir = run_method("bc", tmp_path / "run", demo_dir, **TOY)
-    told = [line for line in capsys.readouterr().out.splitlines() if re.match(r"cycle \d+, (pretrain )?step ", line)]
-    wanted = metrics(run_dir)
-    assert len(told) == len(wanted) > 6
-    for text, line in zip(told, wanted, strict=True):
-        place, _, values = text.partition(": ")
-        pretraining = line.get("pretrain_step")
-        at = f"pretrain step {pretraining:.0f}" if pretraining else f"step {line['learner_step']:.0f}"
-        assert place == f"cycle {line['cycle']:.0f}, {at}"
-        assert {*values.split(", ")} == {f"{name} {value:.4g}" for name, value in line.items() if "/" in name}
-
-
 def test_a_task_beyond_the_six_online_and_its_policy_as_a_teacher(tmp_path, demo_dir):
     task = "point_mass-easy"
     flags = {"env_id": task, "actor_steps": 3_000, "num_cycles": 3, "keep_every": 2, "checkpoint_every": 1_000}
@@ -210,43 +159,10 @@ def test_a_task_beyond_the_six_online_and_its_policy_as_a_teacher(tmp_path, demo
         run_method("bc", tmp_path / "foreign", demo_dir, teacher=snapshot)
 
 
-@pytest.mark.parametrize("name", ("gbrl_bc_reg", "gbrl_teacher_action", "gbrl_teacher_grad"))
-def test_a_teacher_is_refused_where_it_gives_too_little(name, tmp_path):
-    with pytest.raises(UserError, match="--teacher none"):
-        script(name).main(script(name).Args(teacher="none", run_dir=str(tmp_path / "run")))
-    assert not (tmp_path / "run").exists()
-
-
-def test_wandb_mirrors_the_file_and_leaves_its_own_offline(tmp_path, demo_dir, monkeypatch):
-    import wandb
-
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("WANDB_SILENT", "true")
-    started, logged, axes, ended, honest = [], [], [], [], wandb.init
-
-    def init(**about):
-        tracked = honest(**about)
-        send, finish = tracked.log, tracked.finish
-        monkeypatch.setattr(tracked, "define_metric", lambda name, step_metric: axes.append((name, step_metric)))
-        monkeypatch.setattr(tracked, "log", lambda line, step: (logged.append((step, line)), send(line, step=step)))
-        monkeypatch.setattr(
-            tracked, "finish", lambda **how: (ended.append((how, dict(tracked.summary))), finish(**how))
-        )
-        started.append(about)
-        return tracked
-
-    monkeypatch.setattr(wandb, "init", init)
-    flags = TOY | {"bc_steps": 1_000, "critic_steps": 1_000, "track": True}  # each logs once
-    run_dir = run_method("ta_qf", tmp_path / "tracked", demo_dir, **flags)
-    (about,), ((how, summary),) = started, ended
-    assert about["name"] == "tracked" and ", ta_qf," in about["group"]
-    assert about["tags"][0] == "toy.py:Point" and about["job_type"] == "run"
-    pretraining = [("losses/bc_loss", "pretrain_step"), ("losses/critic_evaluation_loss", "pretrain_step")]
-    assert axes == [("*", "learner_step"), *pretraining]
-    assert [[line[axis] for line in metrics(run_dir) if name in line] for name, axis in pretraining] == [[1e3], [2e3]]
-    *lines, last = logged
-    assert lines == list(enumerate(metrics(run_dir))) and {"learning_curve", "cycles"} <= set(last[1])
-    assert how == {"exit_code": 0} and summary["report"]["name"] == report(run_dir)["name"]
-    wandb.teardown()  # as at the process's end: wandb's service closes the file only now
-    (log,) = run_dir.glob("wandb/offline-run-*/*.wandb")
-    assert log.stat().st_size > 1_000
+def test_without_a_terminal_each_line_of_the_file_is_told(tmp_path, demo_dir, capsys):
+    run_dir = run_method("bc", tmp_path / "run", demo_dir, **TOY)
+    told = [line for line in capsys.readouterr().out.splitlines() if re.match(r"cycle \d+, (pretrain )?step ", line)]
+    assert len(told) == len(metrics(run_dir)) > 6
+    for text, line in zip(told, metrics(run_dir), strict=True):
+        values = text.partition(": ")[2].split(", ")
+        assert {*values} == {f"{name} {value:.4g}" for name, value in line.items() if "/" in name}

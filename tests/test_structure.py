@@ -1,6 +1,5 @@
 """The four scripts share their text byte for byte, and the table of methods, the scripts and what is written agree."""
 
-import ast
 import dataclasses
 import importlib
 import json
@@ -38,28 +37,17 @@ def test_shared_text_is_byte_identical(name):
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_one_changed_character_is_found_and_repaired_wherever_it_is(name):
+def test_a_change_is_found_and_repaired_wherever_it_is(name):
     shared, own = parts(SOURCES[name])
-    tried = 0
     for which, text in enumerate(shared):
-        for at in range(0, len(text), len(text) // 8):
-            drifted_part = text[:at] + ("q" if text[at] != "q" else "z") + text[at + 1 :]
-            drifted_shared = [*shared[:which], drifted_part, *shared[which + 1 :]]
-            drifted = "".join(o + s for o, s in zip(own, drifted_shared, strict=True))
-            try:
-                found = parts(drifted)[0] != parts(SOURCES[TRUNK])[0]
-            except (SyntaxError, ValueError):  # not even Python, or a mark is gone: louder than a difference
-                continue
-            tried += 1
-            assert found and repaired(SOURCES[TRUNK], drifted) == SOURCES[name]
-    assert tried >= 10
+        drifted = [*shared[:which], re.sub("(?i)args", "words", text, count=1), *shared[which + 1 :]]
+        changed = "".join(o + s for o, s in zip(own, drifted, strict=True))
+        assert parts(changed)[0] != shared and repaired(SOURCES[TRUNK], changed) == SOURCES[name]
 
 
 def test_common_never_imports_a_script():
     for path in (ROOT / "common").glob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            names = [a.name for a in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
-            assert not any(name.startswith("gbrl") for name in [*names, getattr(node, "module", None) or ""]), path
+        assert not re.search(r"^\s*(from|import) .*gbrl", path.read_text(), re.MULTILINE), path
 
 
 def test_nothing_refers_to_a_page_that_is_not_here():
@@ -95,32 +83,6 @@ def test_with_no_flags_a_script_runs_the_papers_protocol_and_with_a_scale_its_fr
     assert {name: tenth[name] for name in expected} == expected | scaled
     scaled |= {"actor_steps": 40_000, "learner_steps": 5_000}  # the others have reached what they never go below
     assert {name: fiftieth[name] for name in expected} == expected | scaled
-
-
-FREE = {
-    "resume", "run_dir", "pretrained", "num_workers", "track", "wandb_project_name", "wandb_entity", "capture_video",
-    "demo_dir", "checkpoint_every",
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_a_run_goes_on_with_other_flags_only_where_they_change_no_result(script):
-    args = script.Args()
-    for name, value in vars(args).items():
-        assert (launch.difference(args, vars(args) | {name: "other"}, launch.FREE_FLAGS) is None) == (name in FREE), (
-            name,
-            value,
-        )
-
-
-def test_what_a_clone_may_differ_in():
-    """All that the trunk's own flags say of cloning must agree: that is every one but cycles and budget."""
-    flags = {field.name for field in dataclasses.fields(SCRIPTS[0].Args)}
-    assert {"bc_steps", "bc_learning_rate", "demo_sigma", "gamma", "seed", "env_id"} <= flags
-    assert not {"bc_steps", "bc_learning_rate", "demo_sigma", "gamma", "seed", "env_id"} & (
-        launch.INHERITED | launch.CYCLES_AND_BUDGET
-    )
-    assert flags >= launch.CYCLES_AND_BUDGET
 
 
 # ---- the table of methods
@@ -196,18 +158,15 @@ def test_readings_as_they_are_written():
         "bc,demo-sigma:0": "gbrl_d4pg.py --demo-sigma 0",
     }
     assert {method: " ".join(methods.command(method)) for method in written} == written
+    same = ("bc", "bc_reg_decay:5", "ta:5,beta-decay", "tg:1,alpha-form:plain")
+    assert {sweep.clone_of(method) for method in same} == {"bc"}
+    assert sweep.clone_of("ta_qf,demo-sigma:0,beta:5") == "bc,demo-sigma:0"
     for name in ("ta", "bc:1", "nonsense", "ta:1:2"):
         with pytest.raises((ValueError, SystemExit)):
             parse(name)
     script, args = parse("ta_qf,beta-decay")
     with pytest.raises(UserError, match="--beta-decay needs a --beta above 0"):
         script.resolve(args, MADE_UP)
-
-
-def test_methods_share_a_clone_unless_an_option_is_of_cloning():
-    same = ("bc", "bc_reg_decay:5", "ta:5,beta-decay", "tg:1,alpha-form:plain")
-    assert {sweep.clone_of(method) for method in same} == {"bc"}
-    assert sweep.clone_of("ta_qf,demo-sigma:0,beta:5") == "bc,demo-sigma:0"
 
 
 # ---- sweep.py
@@ -302,54 +261,44 @@ def test_the_campaign_goes_on_from_the_runs_that_are_kept(tmp_path, begun):
     assert kept and kept <= drawn  # each is one of the campaign's runs
 
 
-@pytest.mark.parametrize("status", (1, 75, 143, -9))
-def test_a_sweep_with_a_failed_run_runs_the_others_and_fails(status, tmp_path, begun):
-    begun.failing["cartpole-swingup__bc__expert__4__0.01__1"] = status
-    with pytest.raises(SystemExit, match="1 of 2 runs failed; start this again"):
-        sweep.main(sweep.Args(methods=["bc", "bc_reg"], output=tmp_path, seeds=(1,), scale=0.01), [])
+def test_a_sweep_with_a_failed_run_runs_the_others_and_fails(tmp_path, begun):
+    begun.failing["cartpole-swingup__bc__expert__4__0.01__1"] = 75
+    begun.failing["clone__cartpole-swingup__bc__expert__0.01__2"] = -9
+    with pytest.raises(SystemExit, match="3 of 4 runs failed; start this again"):
+        sweep.main(sweep.Args(methods=["bc", "bc_reg"], output=tmp_path, seeds=(1, 2), scale=0.01), [])
     assert (tmp_path / "cartpole-swingup__bc_reg__expert__4__0.01__1" / "report.json").exists()
-    begun.failing = {"clone__cartpole-swingup__bc__expert__0.01__2": status}
-    with pytest.raises(SystemExit, match="2 of 2 runs failed"):
-        sweep.main(sweep.Args(methods=["bc", "bc_reg"], output=tmp_path, seeds=(2,), scale=0.01), [])
     assert not [name for name in begun.names if not name.startswith("clone") and name.endswith("2")]
     assert begun.drawn == []
 
 
-@pytest.mark.parametrize(("seeds", "of_clone", "of_run"), [((1,), 8, 3), ((1, 2), 4, 3)])
-def test_a_sweeps_runs_share_the_processors(seeds, of_clone, of_run, tmp_path, begun, monkeypatch):
+def test_a_sweeps_runs_share_the_processors(tmp_path, begun, monkeypatch):
     monkeypatch.setattr(sweep, "processors", lambda: 8)
-    sweep.main(sweep.Args(methods=["bc", "ta:1"], output=tmp_path, seeds=seeds, scale=0.01, parallel=2), [])
+    sweep.main(sweep.Args(methods=["bc", "ta:1"], output=tmp_path, seeds=(1, 2), scale=0.01, parallel=2), [])
     for name in begun.names:  # while a clone is made nothing learns, and a run's learner needs one for itself
         made = files.load_json(tmp_path / name / "args.json", "arguments")["args"]
-        assert made["num_workers"] == (of_clone if name.startswith("clone__") else of_run)
+        assert made["num_workers"] == (4 if name.startswith("clone__") else 3)
 
 
 def test_a_sweep_counts_the_processors_that_it_may_use(tmp_path, monkeypatch):
     monkeypatch.setattr(sweep.os, "sched_getaffinity", lambda pid: set(range(16)), raising=False)
     monkeypatch.delenv("SLURM_CPUS_PER_TASK", raising=False)
-
-    def count(name, **written):
-        for path, text in written.items():
-            path = tmp_path / name / path.replace("__", "/")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text)
-        return sweep.processors(tmp_path / name)
-
-    v1 = "4:memory:/docker/1\n3:cpu,cpuacct:/docker/1\n"
-    assert count("nothing is said") == 16
-    assert count("a container", **{"proc__self__cgroup": "0::/\n", "sys__fs__cgroup__cpu.max": "250000 100000\n"}) == 2
-    assert count("less than one", **{"proc__self__cgroup": "0::/\n", "sys__fs__cgroup__cpu.max": "5000 10000\n"}) == 1
-    assert count("no quota", **{"proc__self__cgroup": "0::/\n", "sys__fs__cgroup__cpu.max": "max 100000\n"}) == 16
-    outer = {"sys__fs__cgroup__a__cpu.max": "300000 100000\n", "sys__fs__cgroup__a__b__cpu.max": "max 100000\n"}
-    assert count("an outer group", **{"proc__self__cgroup": "0::/a/b\n"}, **outer) == 3
-    quota = {
-        "sys__fs__cgroup__cpu__cpu.cfs_quota_us": "400000\n",
-        "sys__fs__cgroup__cpu__cpu.cfs_period_us": "100000\n",
-    }
-    assert count("version 1", **{"proc__self__cgroup": v1}, **quota) == 4
-    assert count("version 1, none", **{"proc__self__cgroup": v1}, **quota | {next(iter(quota)): "-1\n"}) == 16
+    assert sweep.processors(tmp_path) == 16
+    for group, limits, expected in (
+        ("0::/\n", {"cpu.max": "250000 100000\n"}, 2),
+        ("0::/\n", {"cpu.max": "5000 10000\n"}, 1),
+        ("0::/\n", {"cpu.max": "max 100000\n"}, 16),
+        ("0::/a/b\n", {"a/cpu.max": "300000 100000\n", "a/b/cpu.max": "max 100000\n"}, 3),
+        ("3:cpu,cpuacct:/x\n", {"cpu/cpu.cfs_quota_us": "400000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 4),
+        ("3:cpu,cpuacct:/x\n", {"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, 16),
+    ):
+        shutil.rmtree(tmp_path)
+        written = {"proc/self/cgroup": group} | {f"sys/fs/cgroup/{name}": text for name, text in limits.items()}
+        for name, text in written.items():
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_text(text)
+        assert sweep.processors(tmp_path) == expected
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", "3")
-    assert [count(name) for name in ("nothing is said", "a container", "no quota")] == [3, 2, 3]
+    assert sweep.processors(tmp_path) == 3
 
 
 def test_a_sweep_prints_the_commands_of_what_is_not_finished(tmp_path, begun, capsys):

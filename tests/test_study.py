@@ -138,7 +138,7 @@ def test_a_claim_fails_where_a_row_does_otherwise(name, change):
 def test_a_claim_is_not_decided_by_one_task_or_without_a_row(name):
     word, outcomes = verdict(name, [run for run in world() if run.env_id == TASKS[0]])
     assert word == NOT_DECIDED and all(o.tasks == 1 and o.interval is None for o in outcomes)
-    parts = outcomes[-1].part
+    parts = outcomes[-1].part  # the other parts may hold
     word, outcomes = verdict(name, [run for run in world() if run.method != parts.methods[-1]])
     assert word == NOT_DECIDED and outcomes[-1].missing == (parts.methods[-1],)
 
@@ -169,6 +169,7 @@ def test_seeds_are_drawn_within_tasks_where_all_have_two_else_tasks():
     _, (outcome,) = verdict("6c", runs[:-1])
     assert outcome.interval == pytest.approx((705 / 900, 1)) and (outcome.drawn, outcome.seeds) == ("tasks", (1, 2))
     assert outcome.mean == pytest.approx((705 + 900) / 1800)  # each task counts the same
+
     # All three draws are the lowest seed with probability 1/27, between 2.5 and 5 %: the interval is of 95, not 90 %.
     assert claims.interval([np.array([0.0, 3.0, 9.0])]) == ((0, 9), "seeds")
 
@@ -179,13 +180,6 @@ def test_rows_are_paired_by_task_and_seed():
     outcome = verdict("6f", kept)[1][0]
     assert outcome.tasks == 2 and outcome.mean == pytest.approx(0.05)
     assert verdict("6f", change)[1][0].tasks == 0
-
-
-def test_of_cycles_the_lowest_difference_counts():
-    levels = {"ta:1": [800, 900, 820, 900], "bc_reg_decay:1": [790, 700, 830, 800]}
-    outcome = verdict("6a", [made(method, "expert", 4, of) for method, of in levels.items()])[1][1]
-    assert outcome.part.statistic == "lowest of cycles(ta:1) - cycles(bc_reg_decay:1)"
-    assert outcome.mean == pytest.approx(-0.01)
 
 
 def test_the_size_of_a_difference_is_that_of_a_task_not_of_a_seed():
@@ -220,33 +214,16 @@ def test_quantities_by_hand():
     run = made("bc", "expert", 4, [200, 400, 500, 300])
     values = {name: function(run) for name, (_, function) in claims.QUANTITIES.items()}
     assert values.pop("cycles") == pytest.approx([(200 + 100 * 200) / 101 / 1000, 0.4, 0.5, 0.3])
-    assert values == pytest.approx(
-        {
-            "start": 8 / 9,
-            "fall": 0.75,
-            "loss": 0.4,
-            "early": 0.2,
-            "area": (200 + 100 * (200 + 400 + 500 + 300)) / 401 / 1000,
-            "final": 0.3,
-            "reach": 1 / 3,
-            "setback": 200 / 500,
-            "over clone": -0.5,
-            "over teacher": -0.6,
-            "surpass": 0,
-        }
-    )
-    noise = run._replace(returns=np.tile([0.0, 2000.0], 201)[:401])  # any ten have a mean of 1000
-    assert claims.fall(noise) == claims.loss(noise) == 0
+    expected = {
+        "start": 8 / 9, "fall": 0.75, "loss": 0.4, "early": 0.2, "final": 0.3, "reach": 1 / 3, "setback": 200 / 500,
+        "over clone": -0.5, "over teacher": -0.6, "surpass": 0,
+        "area": (200 + 100 * (200 + 400 + 500 + 300)) / 401 / 1000,
+    }  # fmt: skip
+    assert values == pytest.approx(expected)
     varied = run.report | {"clone": {"return": run.report["clone"]["return"] | {"std": 40 * 10**0.5}}}
     assert claims.fall(run._replace(report=varied)) == pytest.approx((800 - 3 * 40 - 200) / 800)
     nothing = made("bc", "expert", 4, [0, 0, 0, 0], clone=0)
-    assert claims.fall(nothing) == claims.loss(nothing) == 0
-
-
-def test_setbacks_are_shares_of_what_there_was():
-    assert claims.setback(np.array([400.0, 200, 300, 10])) == pytest.approx(29 / 30)
-    assert claims.setback(np.array([0.0, 100, 200, 300])) == 0
-    assert claims.setback(np.array([-5.0, -10, 200, 300])) == 0  # nothing to lose
+    assert claims.fall(nothing) == claims.loss(nothing) == claims.setback(np.array([-5.0, -10, 200, 300])) == 0
 
 
 def test_where_a_run_first_falls_by_a_tenth():
@@ -285,10 +262,6 @@ def test_output(tmp_path, capsys):
     assert lines[0] == "| claim | what the paper says | 10 % of the paper's budget | the paper's budget |"
     no_drop = "| 6g | teacher gradients have no initial drop | holds: 3 tasks, 1 seed | not decided: no runs of tg:5 |"
     assert no_drop in lines
-    almost_all = "| 7d | mid-tier teacher: students surpass it in almost all experiments | holds: 3 tasks, 1 seed | "
-    assert almost_all + "not decided: no runs of tg:5 with a mid-tier teacher |" in lines
-    faster = "| 5b | with 8 cycles the faster decay surpasses the clone | holds: 3 tasks, 1 seed | "
-    assert faster + "not decided: no runs with 8 cycles |" in lines
     assert "| 5c | the rate of decay matters | not decided: 3 tasks, 1 seed | not decided: 3 tasks, 1 seed |" in lines
     numbers = "> 0.01 | 0.050 | 0.050 to 0.050 | 3 x 1 | tasks | 3 of 3 |"
     assert f"| 6f | holds | final(ta:1) - final(tg:1) | {numbers}" in lines
@@ -307,12 +280,6 @@ def test_folders_of_kept_runs_are_judged_each_by_itself(tmp_path, capsys):
     assert head.endswith("| 10 % of the paper's budget, near | 10 % of the paper's budget, early |")
     reached = "teacher actions with rate 1 reach the expert within 4 cycles"
     assert f"| 6c | {reached} | holds: 3 tasks, 1 seed | fails: 3 tasks, 1 seed |" in lines
-
-
-def test_a_task_with_more_runs_counts_no_more_in_the_table_of_returns():
-    loaded = [made("ta:1", "expert", 4, [500] * 4, task=TASKS[0], seed=seed) for seed in (1, 2, 3)]
-    text = claims.returns_table([*loaded, made("ta:1", "expert", 4, [900] * 4, task=TASKS[1])])
-    assert "| ta:1 | 2, 4 | 900 | 800 | 700, 700, 700, 700 | 3 of 4, 2.3 % |" in text
 
 
 def test_what_is_written_of_the_kept_runs_is_what_they_say():

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import methods
 import yaml
-from small import ROOT, SMALL, TOY, make_args, metrics
+from small import ROOT, SMALL, TOY, make_args, metrics, report
 from wandb.proto.wandb_internal_pb2 import Record
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
+
+KINDS = ("run", "metric", "summary")
 
 
 def records(data):
@@ -60,6 +62,14 @@ def test_after_a_kill_wandb_gets_every_line_once_and_with_its_number(tmp_path, s
     lines, sent = metrics(run_dir), history(path)
     assert [{key: sent[i][key] for key in line} for i, line in enumerate(lines)] == lines
     assert "learning_curve" in "".join(sent[len(lines)]) and len(sent) == len(lines) + 1  # its report comes last
+    of = {kind: [getattr(r, kind) for r in records(path.read_bytes()) if r.HasField(kind)] for kind in KINDS}
+    (run,), axes = of["run"], {m.name or m.glob_name: m.step_metric for m in of["metric"]}
+    group = "toy.py:Point, teacher toy.py:Pusher, 2 cycles, 400 steps, 61 updates, ta:1,"
+    assert run.run_group.startswith(group) and len(run.run_group) <= 128 and run.display_name == "run"
+    assert run.tags[0] == "toy.py:Point" and all(len(tag) <= 64 for tag in run.tags) and run.job_type == "run"
+    pretraining = ("losses/bc_loss", "losses/critic_evaluation_loss")
+    assert axes == {"*": "learner_step"} | dict.fromkeys(pretraining, "pretrain_step")
+    assert json.dumps(report(run_dir)["name"]) in str(of["summary"]).replace('\\"', '"')
     # The whole run, sent by hand, is the same run.
     shutil.rmtree(run_dir / "wandb")
     assert call([sys.executable, "-m", "common.metrics", str(run_dir)], tmp_path, HOME=str(tmp_path)).returncode == 0
