@@ -9,7 +9,7 @@ and on a cluster of the same machine type. A block whose worker is lost is run a
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -163,11 +163,3 @@ def _act(actor: Actor, obs: np.ndarray, env: EnvSpec) -> np.ndarray:
             raise UserError(f"{env.env_id} returned an observation that isn't finite: {obs[~np.isfinite(obs).all(1)]}.")
         raise UserError(f"{name} returned an action with entries of size {largest}, expected them in [-1, 1].")
     return action
-
-
-class Pending(Protocol):
-    """Episodes on their way."""
-
-    def done(self) -> bool: ...
-
-    def result(self) -> list[Episode]: ...

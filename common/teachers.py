@@ -1,5 +1,6 @@
 """Teachers: shipped snapshots, a snapshot file, anybody's own class, and the demonstrations they give."""
 
+import functools
 import hashlib
 import sys
 import tempfile
@@ -9,8 +10,8 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from common import UserError, envs, files, foreign, recorded, snapshots
-from common.envs import EnvSpec
+from common import UserError, elsewhere, envs, files, snapshots
+from common.envs import EnvSpec, digest, guard, is_own, load_class
 from common.rollouts import Episode, pack, unpack
 from common.workers import Workers
 
@@ -37,25 +38,22 @@ class UserTeacher:
 
     def __init__(self, name: str, env: EnvSpec, device: torch.device) -> None:
         """Import FILE.py:Class and build `Class(env_id, device)`. Raises UserError if that can't be done."""
-        self._key, self._name, self._env, self._device = (name, env), f"teacher {name}", env, device
-        self.sha256 = foreign.digest(name)
-        built = foreign.load_class(name)
-        self._teacher = foreign.guard(name, "building it", lambda: built(env.env_id, device))
+        self._name, self._env, self._device = name, env, device
+        self.sha256, build = digest(name), load_class(name)
+        self._teacher = guard(name, "building it", build, env.env_id, device)
         self.gives_gradients = hasattr(self._teacher, "action_gradient")
-        _BUILT[name, env, device, self.sha256] = self
 
     def __reduce__(self) -> tuple:
-        return _revive, (*self._key, torch.device("cpu"), self.sha256)  # workers have no GPU
+        return _built, (self._name, self._env, torch.device("cpu"))  # workers have no GPU
 
     def _ask(self, what: str, *tensors: torch.Tensor) -> torch.Tensor:
         """Call a method with copies, so that it can't write into what is stored; refuse a wrong shape or type."""
-        copies = [tensor.clone() for tensor in tensors]
-        value = foreign.guard(self._key[0], what, lambda: getattr(self._teacher, what)(*copies))
-        expected = (len(tensors[0]), self._env.action_size)
-        device, is_tensor = tensors[0].device, isinstance(value, torch.Tensor)
-        if not is_tensor or (value.dtype, tuple(value.shape), value.device) != (torch.float32, expected, device):
-            got = f"{value.dtype} {tuple(value.shape)} on {value.device}" if is_tensor else repr(value)
-            raise UserError(f"{self._name}: {what} returned {got}, expected torch.float32 {expected} on {device}.")
+        value = guard(self._name, what, getattr(self._teacher, what), *(tensor.clone() for tensor in tensors))
+        is_tensor = isinstance(value, torch.Tensor)
+        got = f"{value.dtype} {tuple(value.shape)} on {value.device}" if is_tensor else repr(value)
+        expected = f"torch.float32 {(len(tensors[0]), self._env.action_size)} on {tensors[0].device}"
+        if got != expected:
+            raise UserError(f"{self._name}: {what} returned {got}, expected {expected}.")
         return value
 
     def action(self, obs: torch.Tensor) -> torch.Tensor:
@@ -80,12 +78,10 @@ class UserTeacher:
             raise UserError(f"{self._name}: action_gradient returned {gradient[i].tolist()} {at}.")
 
 
-_BUILT: dict[tuple, UserTeacher] = {}  # the newest of each class, for what is unpickled in this process
-
-
-def _revive(name: str, env: EnvSpec, device: torch.device, sha256: str) -> UserTeacher:
+@functools.cache
+def _built(name: str, env: EnvSpec, device: torch.device) -> UserTeacher:
     """The teacher that this process has built already, or a new one."""
-    return _BUILT.get((name, env, device, sha256)) or UserTeacher(name, env, device)
+    return UserTeacher(name, env, device)
 
 
 class Recorded:
@@ -95,8 +91,8 @@ class Recorded:
     action = None  # `load` refuses it where a method asks for more than demonstrations
 
     def __init__(self, path: Path, env: EnvSpec) -> None:
-        """Read the file. Raises UserError as `recorded.read`."""
-        self.episodes, self.intended = recorded.read(path, env)
+        """Read the file. Raises UserError as `elsewhere.read`."""
+        self.episodes, self.intended = elsewhere.read(path, env)
         self.sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
 
 
@@ -110,17 +106,18 @@ def load(name: str, env: EnvSpec, needs: str, device: torch.device) -> Teacher |
     Raises:
         UserError: it doesn't exist, was trained on another task, gives less than is needed, or answers nonsense.
     """
+    asked = needs.replace("_", " ")
     if name == "none":
         if needs != "nothing":
-            raise UserError(f"--teacher none: this script needs a teacher that gives {needs.replace('_', ' ')}.")
+            raise UserError(f"--teacher none: this script needs a teacher that gives {asked}.")
         return None
     if name.endswith(".npz"):
         if needs in ("actions", "action_gradients"):
-            asked = needs.replace("_", " ")
             raise UserError(f"--teacher {name}: recorded episodes give demonstrations only; this method needs {asked}.")
         return Recorded(Path(name), env)
-    if foreign.is_reference(name):
-        teacher: Teacher = UserTeacher(str(Path(name).resolve()), env, device)
+    if is_own(name):
+        _built.cache_clear()  # its weights may be others than before
+        teacher: Teacher = _built(str(Path(name).resolve()), env, device)
     else:
         path = SHIPPED / f"{env.env_id}-{name}.pt" if name in ("expert", "mid") else Path(name)
         if not path.is_file():
@@ -155,32 +152,23 @@ def demonstrations(
         return teacher.episodes[:num_episodes]
     if not env.simulated:
         raise UserError(f"{env.env_id} can't be simulated, so its demonstrations must be recorded: --teacher FILE.npz.")
-
-    def act() -> list[Episode]:
-        return workers.episodes(
-            teacher.action, sigma, (int(teacher.sha256, 16),), range(num_episodes), "demonstrations"
-        )
-
-    if isinstance(teacher, UserTeacher):
-        episodes = act()
-        if teacher.gives_gradients:
-            teacher.check_gradient(episodes[0].obs[:-1], episodes[0].action)
-        return episodes
-    task = env.env_id.rpartition(":")[2]  # of your own environment the class; its content is among the versions
-    parts = [task, teacher.sha256[:16], f"sigma{sigma}", *envs.versions(env.env_id), str(num_episodes)]
-    path = folder / ("-".join(parts).replace(" ", "").replace("/", "-") + ".npz")
-    if path.exists():
-        try:
-            return unpack(files.load_arrays(path, "demonstrations", "they are made again"))[0]
-        except UserError as error:
-            print(error, file=sys.stderr)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise UserError(
-            f"demonstrations can't be written into {folder} ({error.strerror}): choose another folder with --demo-dir."
-        ) from error
-    episodes = act()
-    files.save_arrays(path, **pack(episodes, [0] * num_episodes))
+    path = None
+    if not isinstance(teacher, UserTeacher):
+        task = env.env_id.rpartition(":")[2]  # of your own environment the class; its content is among the versions
+        parts = [task, teacher.sha256[:16], f"sigma{sigma}", *envs.versions(env.env_id), str(num_episodes)]
+        path = folder / ("-".join(parts).replace(" ", "").replace("/", "-") + ".npz")
+        if path.exists():
+            try:
+                return unpack(files.load_arrays(path, "demonstrations", "they are made again"))[0]
+            except UserError as error:
+                print(error, file=sys.stderr)
+        with files.writing(folder):  # say it before the work
+            folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=folder).close()
+    stream = (int(teacher.sha256, 16),)
+    episodes = workers.episodes(teacher.action, sigma, stream, range(num_episodes), "demonstrations")
+    if path is not None:
+        files.save_arrays(path, **pack(episodes, [0] * num_episodes))
+    elif teacher.gives_gradients:
+        teacher.check_gradient(episodes[0].obs[:-1], episodes[0].action)
     return episodes

@@ -12,7 +12,7 @@ from pieces import CPU
 from small import ROOT, SMALL, differences, report, result, run_method
 
 import gbrl_d4pg
-from common import UserError, envs, files, foreign, recorded, rollouts, teachers
+from common import UserError, elsewhere, envs, files, rollouts, teachers
 
 TASK = "cartpole-swingup"
 EXAMPLES = ROOT / "examples"
@@ -131,7 +131,7 @@ def test_preferences_are_asked_fitted_and_followed(tmp_path, capsys, monkeypatch
     copied.write_text((EXAMPLES / "preference_teacher.py").read_text())
     with pytest.raises(UserError, match="ask first: python examples/preference_teacher"):
         run_method("tg:1", tmp_path / "run", tmp_path / "demos", teacher=f"{copied}:Preferences", **SHORT)
-    module = foreign.load_class(f"{copied}:Follower")
+    module = envs.load_class(f"{copied}:Follower")
     example = sys.modules[module.__module__]
     monkeypatch.setattr(example, "EPISODES", 1)
     monkeypatch.setattr(example.Follower, "steps", 1)
@@ -166,7 +166,7 @@ def make_minari(name, obs_space, observations, low, high, actions, ends):
 def minari_example(tmp_path, monkeypatch):
     pytest.importorskip("minari")
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "datasets"))
-    return foreign.load_class(f"{EXAMPLES}/minari_demonstrations.py:Args").__module__
+    return envs.load_class(f"{EXAMPLES}/minari_demonstrations.py:Args").__module__
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:minari")
@@ -181,7 +181,7 @@ def test_a_minari_data_sets_actions_are_scaled_by_its_bounds(tmp_path, minari_ex
     make_minari("made/here-v0", space, observations, [-0.4, 1], [0.4, 5], actions, [False, True])
     example.main(example.Args("made/here-v0", tmp_path / "mine.npz"))
     assert "mine.npz: 2 episodes, 6 steps, mean return 1.75" in capsys.readouterr().out
-    first, second = recorded.read(tmp_path / "mine.npz", envs.EnvSpec("made", 3, 2, 4))[0]
+    first, second = elsewhere.read(tmp_path / "mine.npz", envs.EnvSpec("made", 3, 2, 4))[0]
     np.testing.assert_allclose(first.action, [[1, -1], [-1, 0], [0.5, 1], [0, 0.5]], atol=1e-6)
     np.testing.assert_allclose(second.action, [[0.25, -0.5], [-0.5, 0]], atol=1e-6)
     for mine, theirs in zip((first, second), observations, strict=True):
@@ -201,7 +201,7 @@ def test_a_minari_data_sets_dicts_are_flattened_in_the_order_of_their_space(tmp_
     obs = {"goal": [np.full(1, t, "f") for t in range(3)], "where": [np.full((2, 2), 10 * t, "f") for t in range(3)]}
     make_minari("made/dict-v0", space, [obs], [-1], [1], [np.array([[0.5], [1]], "f")], [False])
     example.main(example.Args("made/dict-v0", tmp_path / "mine.npz"))
-    (episode,) = recorded.read(tmp_path / "mine.npz", None)[0]
+    (episode,) = elsewhere.read(tmp_path / "mine.npz", None)[0]
     assert list(space.spaces) == ["goal", "where"]  # Gymnasium sorts the names of a dict
     assert episode.obs.tolist() == [[t, *[10 * t] * 4] for t in range(3)]
 
