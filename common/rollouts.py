@@ -7,7 +7,7 @@ and on a cluster of the same machine type. A block whose worker is lost is run a
 """
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -43,7 +43,7 @@ class Episode(NamedTuple):
         return float(weights @ self.reward)
 
 
-def num_steps(episodes: list[Episode]) -> int:
+def num_steps(episodes: Sequence[Episode]) -> int:
     """Environment steps of the episodes."""
     return sum(len(episode.reward) for episode in episodes)
 
