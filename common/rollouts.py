@@ -151,15 +151,19 @@ def run_block(env_id: str, actor: Actor, sigma: float, stream: tuple[int, ...], 
     return episodes
 
 
+def check_action(action: torch.Tensor, name: str) -> torch.Tensor:
+    """The action, (B, action_size). Raises UserError, with the name of whose it is, if it isn't within [-1, 1]."""
+    largest = action.abs().max().item()
+    if not largest <= 1 + 1e-6:  # also true for NaN
+        raise UserError(f"{name} returned entries of size {largest}, expected them in [-1, 1].")
+    return action
+
+
 def _act(actor: Actor, obs: np.ndarray, env: EnvSpec) -> np.ndarray:
     """Ask the actor about ten observations; name it when it returns nonsense."""
-    action = actor(torch.from_numpy(obs)).numpy()
-    name = type(getattr(actor, "__self__", actor)).__name__
+    if not np.isfinite(obs).all():
+        raise UserError(f"{env.env_id} returned an observation that isn't finite: {obs[~np.isfinite(obs).all(1)]}.")
+    action, name = actor(torch.from_numpy(obs)), type(getattr(actor, "__self__", actor)).__name__
     if action.shape != (BLOCK, env.action_size):
-        raise UserError(f"{name} returned actions of shape {action.shape}, expected {(BLOCK, env.action_size)}.")
-    largest = np.abs(action).max()
-    if not largest <= 1 + 1e-6:  # also true for NaN
-        if not np.isfinite(obs).all():
-            raise UserError(f"{env.env_id} returned an observation that isn't finite: {obs[~np.isfinite(obs).all(1)]}.")
-        raise UserError(f"{name} returned an action with entries of size {largest}, expected them in [-1, 1].")
-    return action
+        raise UserError(f"{name} returned actions of shape {tuple(action.shape)}, expected {(BLOCK, env.action_size)}.")
+    return check_action(action, name).numpy()

@@ -12,10 +12,11 @@ import torch
 
 from common import UserError, elsewhere, envs, files, snapshots
 from common.envs import EnvSpec, digest, guard, is_own, load_class
-from common.rollouts import Episode, pack, unpack
+from common.rollouts import Episode, check_action, pack, unpack
 from common.workers import Workers
 
 SHIPPED = Path(__file__).resolve().parent.parent / "teachers"
+GIVES = ("nothing", "demonstrations", "actions", "action_gradients")  # each with what stands before it
 
 
 class Teacher(Protocol):
@@ -37,11 +38,14 @@ class UserTeacher:
     """Your own class from a file, its answers checked. Pickles as its file and class name; a process builds it once."""
 
     def __init__(self, name: str, env: EnvSpec, device: torch.device) -> None:
-        """Import FILE.py:Class and build `Class(env_id, device)`. Raises UserError if that can't be done."""
+        """Build `Class(env_id, device)` of FILE.py:Class, and ask it once. Raises UserError if it answers nonsense."""
         self._name, self._env, self._device = name, env, device
         self.sha256, build = digest(name), load_class(name)
         self._teacher = guard(name, "building it", build, env.env_id, device)
         self.gives_gradients = hasattr(self._teacher, "action_gradient")
+        self.action(torch.zeros(2, env.obs_size, device=device))
+        if self.gives_gradients:
+            self.check_gradient(*(np.zeros((2, size), np.float32) for size in (env.obs_size, env.action_size)))
 
     def __reduce__(self) -> tuple:
         return _built, (self._name, self._env, torch.device("cpu"))  # workers have no GPU
@@ -58,11 +62,7 @@ class UserTeacher:
 
     def action(self, obs: torch.Tensor) -> torch.Tensor:
         """The class's action, (B, obs_size) -> (B, action_size), refused if not finite and within [-1, 1]."""
-        action = self._ask("action", obs)
-        largest = action.abs().max().item()
-        if not largest <= 1 + 1e-6:  # also true for NaN
-            raise UserError(f"{self._name}: action returned entries of size {largest}, expected [-1, 1].")
-        return action
+        return check_action(self._ask("action", obs), f"{self._name}: action")
 
     def action_gradient(self, obs: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
         """The class's dQ*/da, (B, action_size). Asked at every update: NaN is left to the run's non-finite check."""
@@ -97,45 +97,47 @@ class Recorded:
 
 
 def load(name: str, env: EnvSpec, needs: str, device: torch.device) -> Teacher | None:
-    """Find the teacher that `--teacher` names, and ask it once to see that it answers.
+    """Find the teacher that `--teacher` names.
 
     Args:
         name: `expert` or `mid` (shipped), PATH.pt, FILE.py:Class, recorded episodes FILE.npz, or `none`.
-        needs: nothing, demonstrations, actions or action_gradients, each with what stands before it.
+        needs: one of `GIVES`.
 
     Raises:
         UserError: it doesn't exist, was trained on another task, gives less than is needed, or answers nonsense.
     """
-    asked = needs.replace("_", " ")
+    teacher: Teacher | None
     if name == "none":
-        if needs != "nothing":
-            raise UserError(f"--teacher none: this script needs a teacher that gives {asked}.")
-        return None
-    if name.endswith(".npz"):
-        if needs in ("actions", "action_gradients"):
-            raise UserError(f"--teacher {name}: recorded episodes give demonstrations only; this method needs {asked}.")
-        return Recorded(Path(name), env)
-    if is_own(name):
-        _built.cache_clear()  # its weights may be others than before
-        teacher: Teacher = _built(str(Path(name).resolve()), env, device)
+        teacher, gives = None, "nothing"
+    elif name.endswith(".npz"):
+        teacher, gives = Recorded(Path(name), env), "demonstrations"
     else:
-        path = SHIPPED / f"{env.env_id}-{name}.pt" if name in ("expert", "mid") else Path(name)
-        if not path.is_file():
-            shipped = ", ".join(sorted(file.stem for file in SHIPPED.glob("*.pt"))) or "none"
-            raise UserError(
-                f"--teacher {name}: there is no {path}; shipped are: {shipped}. "
-                "Train one with gbrl_d4pg.py --teacher none, or give FILE.py:Class."
-            )
-        teacher = snapshots.load(path, device)
-        if Path(teacher.env_id).name != Path(env.env_id).name:  # the same file may lie elsewhere
-            raise UserError(f"--teacher {name}: it was trained on {teacher.env_id}, not on {env.env_id}.")
-        if teacher.sizes != (env.obs_size, env.action_size):
-            raise UserError(f"--teacher {name}: it is for observations and actions of sizes {teacher.sizes}.")
-    if needs == "action_gradients" and not teacher.gives_gradients:
-        raise UserError(f"--teacher {name}: it has no action_gradient, which this script needs.")
-    teacher.action(torch.zeros(2, env.obs_size, device=device))
-    if needs == "action_gradients" and isinstance(teacher, UserTeacher):
-        teacher.check_gradient(*(np.zeros((2, size), np.float32) for size in (env.obs_size, env.action_size)))
+        if is_own(name):
+            _built.cache_clear()  # its weights may be others than before
+            teacher = _built(str(Path(name).resolve()), env, device)
+        else:
+            teacher = _snapshot(name, env, device)
+        gives = "action_gradients" if teacher.gives_gradients else "actions"
+    if GIVES.index(gives) < GIVES.index(needs):
+        raise UserError(f"--teacher {name}: it gives {gives}, and this method needs {needs}.")
+    return teacher
+
+
+def _snapshot(name: str, env: EnvSpec, device: torch.device) -> snapshots.Snapshot:
+    """The shipped teacher or the file `name`. Raises UserError if it isn't there, or of another task."""
+    path = SHIPPED / f"{env.env_id}-{name}.pt" if name in ("expert", "mid") else Path(name)
+    if not path.is_file():
+        shipped = ", ".join(sorted(file.stem for file in SHIPPED.glob("*.pt")))
+        raise UserError(
+            f"--teacher {name}: there is no {path}; shipped are: {shipped}. "
+            "Train one with gbrl_d4pg.py --teacher none, or give FILE.py:Class."
+        )
+    teacher = snapshots.load(path, device)
+    task, sizes = Path(teacher.env_id).name, (env.obs_size, env.action_size)  # your own file may lie elsewhere
+    if (task, teacher.sizes) != (Path(env.env_id).name, sizes):
+        raise UserError(
+            f"--teacher {name}: it is for {task} with sizes {teacher.sizes}, not {env.env_id} with {sizes}."
+        )
     return teacher
 
 

@@ -116,7 +116,7 @@ def test_recorded_demonstrations_are_cloned_to_what_was_meant(tmp_path, demo_dir
     returns = [float(episode["reward"].sum(dtype=np.float64)) for episode in episodes]
     assert report(run_dir)["teacher"]["return"]["mean"] == pytest.approx(np.mean(returns))
     for method in ("ta_qf", "tg:1"):
-        with pytest.raises(UserError, match="recorded episodes give demonstrations only; this method needs action"):
+        with pytest.raises(UserError, match="it gives demonstrations, and this method needs action"):
             run_method(method, tmp_path / "no", demo_dir, env_id=TASK, teacher=str(tmp_path / "mine.npz"))
 
 

@@ -154,7 +154,7 @@ WRONG = {
     "def action_gradient(self, obs, action): return obs": r"action_gradient returned torch.float32 \(2, 2\)",
     "def action_gradient(self, obs, action): return action / 0": r"action_gradient returned \[nan\] at observation \[0",
     "def __init__(self): pass": r"building it raised TypeError",
-    "action_gradient = property()": "it has no action_gradient",
+    "action_gradient = property()": "it gives actions, and this method needs action_gradients",
 }
 
 
