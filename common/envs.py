@@ -7,7 +7,6 @@ import difflib
 import functools
 import hashlib
 import importlib.metadata
-import importlib.util
 import logging
 import math
 import os
@@ -90,8 +89,8 @@ def versions(env_id: str) -> list[str]:
     return [f"{package} {importlib.metadata.version(package)}" for package in packages]
 
 
-class SuiteEnv:
-    """A task of dm_control's suite."""
+class SuiteEnv(Env):
+    """A task of dm_control's suite, with its own discounts."""
 
     def __init__(self, env_id: str) -> None:
         """Load `env_id`, written `domain-task`, such as `cartpole-swingup`.
@@ -121,18 +120,16 @@ class SuiteEnv:
         self._middle, self._half_range = (high + low) / 2, (high - low) / 2
 
     def reset(self, seed: int, obs: np.ndarray) -> None:
-        """As `Env` says."""
         self.dm_env.task.random.seed(seed)
         _flatten(self.dm_env.reset().observation.values(), obs)
 
     def step(self, action: np.ndarray, obs: np.ndarray) -> tuple[float, float, bool]:
-        """As `Env` says; the discount is the suite's own."""
         timestep = self.dm_env.step(self._middle + self._half_range * action)
         _flatten(timestep.observation.values(), obs)
         return timestep.reward, timestep.discount, timestep.last()
 
 
-class GymEnv:
+class GymEnv(Env):
     """A task with Gymnasium's methods and spaces: one of Gymnasium's, or a class of your own, built as `Class()`.
 
     A space is looked at by its `shape`, `low` and `high`, or its `spaces`, so your class needs no Gymnasium. Without
@@ -157,13 +154,11 @@ class GymEnv:
         self.spec = _checked_spec(env_id, obs_size, self._low, self._high, limit, simulated)
 
     def reset(self, seed: int, obs: np.ndarray) -> None:
-        """As `Env` says."""
         self._steps = 0
         observation, _ = self._ask("reset", "obs, info", seed=seed)
         self._write(observation, obs)
 
     def step(self, action: np.ndarray, obs: np.ndarray) -> tuple[float, float, bool]:
-        """As `Env` says; it gets a copy of the action, between its own bounds."""
         unit = action.reshape(self._low.shape).astype(np.float64)
         wanted = np.clip((self._high + self._low) / 2 + (self._high - self._low) / 2 * unit, self._low, self._high)
         answer = self._ask("step", "obs, reward, terminated, truncated, info", wanted.astype(self._dtype))
@@ -289,11 +284,9 @@ def load_class(name: str) -> type:
 
 
 @functools.cache
-def _import(path: str, _: bytes) -> ModuleType:
+def _import(path: str, content: bytes) -> ModuleType:
     """The module; its name depends on its place alone, so that workers know it by the same one."""
-    name = f"own_{Path(path).stem}_{hashlib.sha256(path.encode()).hexdigest()[:8]}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses and pickle look there
-    guard(path, "importing it", spec.loader.exec_module, module)
+    module = ModuleType(f"own_{Path(path).stem}_{hashlib.sha256(path.encode()).hexdigest()[:8]}")
+    module.__file__, sys.modules[module.__name__] = path, module  # dataclasses and pickle look there
+    guard(path, "importing it", exec, compile(content, path, "exec"), vars(module))
     return module

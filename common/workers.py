@@ -20,7 +20,7 @@ from common import UserError, progress
 from common.envs import EnvSpec
 from common.rollouts import BLOCK, Actor, Episode, num_steps, run_block
 
-MAX_TRIES = 3  # of one block, before a lost worker becomes an error [ours]
+MAX_TRIES = 3  # while one block is waited for, before a lost worker becomes an error [ours]
 
 
 class Pending:
@@ -38,20 +38,19 @@ class Pending:
         """Whether `result` needn't wait."""
         return self.future.done()
 
-    def lost(self) -> bool:
-        """Whether the worker died."""
-        future = self.future
-        return future.done() and not future.cancelled() and isinstance(future.exception(), BrokenProcessPool)
-
     def result(self) -> list[Episode]:
         """The episodes, in order. Raises UserError where workers die again and again meanwhile."""
         while True:
             try:
-                return self.future.result()
+                episodes = self.future.result()
+                self._workers.uncollected.pop(self, None)
+                return episodes
             except BrokenProcessPool as error:
                 self._tries += 1
                 if self._tries == MAX_TRIES:
-                    raise UserError(f"{self} lost its worker {MAX_TRIES} times, at last by: {error!r}.") from error
+                    raise UserError(
+                        f"{self}: workers died {MAX_TRIES} times meanwhile, at last by: {error!r}."
+                    ) from error
                 print(f"a worker was lost in {self}: {error!r}; running it again.", file=sys.stderr)
                 self._workers.run_again()
 
@@ -74,7 +73,7 @@ class Workers:
         """Start nothing yet; processes start with the first block. `env` is the task of all episodes."""
         self._env, self.num_workers = env, num_workers
         self._pool: ProcessPoolExecutor | None = None
-        self._unfinished: list[Pending] = []
+        self.uncollected: dict[Pending, None] = {}  # in the order in which they began
 
     def submit(self, actor: Actor, sigma: float, stream: tuple[int, ...], indices: range) -> Pending:
         """Run one block with the actor as it is now: later changes to its weights don't reach the block.
@@ -88,7 +87,7 @@ class Workers:
         if self.num_workers == 0:
             block.future.set_result(_run_block(*block.arguments))
         else:
-            self._unfinished = [b for b in self._unfinished if not b.done() or b.lost()] + [block]
+            self.uncollected[block] = None
             self._begin(block)
         return block
 
@@ -110,10 +109,11 @@ class Workers:
             ) from error
 
     def run_again(self) -> None:
-        """Start new workers in place of a pool that lost one, and begin every unfinished block again."""
-        self.close()  # from here on no future changes
-        for block in [block for block in self._unfinished if block.lost()]:
-            self._begin(block)
+        """Start new workers in place of a pool that lost one, and begin again what it hadn't finished."""
+        self.close()  # with that every future is done
+        for block in self.uncollected:
+            if block.future.exception() is not None:
+                self._begin(block)
 
     def episodes(
         self, actor: Actor, sigma: float, stream: tuple[int, ...], indices: range, desc: str
@@ -141,7 +141,7 @@ class Workers:
         cuts = [indices.start, *(i for i in indices[1:] if i % BLOCK == 0), indices.stop]
         blocks = (self.submit(actor, sigma, stream, range(*pair)) for pair in itertools.pairwise(cuts))
         if self.num_workers > 0:
-            blocks = iter(list(blocks))  # all at once; without workers one by one, for the progress bar
+            blocks = list(blocks)  # all at once; without workers one by one, for the progress bar
         for block in blocks:
             new = block.result()
             episodes += new

@@ -174,7 +174,9 @@ def test_a_worker_that_always_dies_becomes_an_error(tmp_path, capfd):
     spec = envs.spec(TOY["env_id"])
     teacher = teachers.load(own(tmp_path, "AlwaysDies", TEACHERS), spec, "demonstrations", CPU)
     pool = Workers(spec, 1)
-    with pytest.raises(UserError, match=r"episodes 0-9 .* lost its worker 3 times, at last by: BrokenProcessPool"):
+    with pytest.raises(
+        UserError, match=r"episodes 0-9 .* workers died 3 times meanwhile, at last by: BrokenProcessPool"
+    ):
         pool.episodes(teacher.action, 0.0, (7,), range(40), "dies")
     pool.close()
     assert capfd.readouterr().err.count("running it again") == workers.MAX_TRIES - 1
