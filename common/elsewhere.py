@@ -1,26 +1,131 @@
-"""Deployment and annotation by somebody else: what they need is written, and the run waits for what they bring back.
+"""Episodes and annotations that come as files: a person's demonstrations, a robot's deployments, an expert's answers.
 
-Each exchange is a file in the folder of the cycle; `waiting.json` in the run's folder says to programs which, and is
-there only while the run waits.
+    python -m common.elsewhere FILE.npz EPISODE.npz [EPISODE.npz ...]
+    python -m common.elsewhere FILE.npz --env-id cartpole-swingup    # only checks the file
+
+A file of episodes holds E of them, the first of T_1 steps, one behind the other:
+
+| array | shape | content |
+|---|---|---|
+| obs | (sum of T_i + 1, obs_size) | all observations of an episode, the last one too |
+| action | (sum of T_i, action_size) | as executed, in [-1, 1] |
+| reward | (sum of T_i,) | |
+| discount | (sum of T_i,) | 1, and 0 at a termination (a time limit is none) |
+| length | (E,) | T_i |
+| intended_action | (sum of T_i, action_size), optional | what was meant, where noise changed what was executed |
+
+Numbers may have any type. `write` makes it from a list of episodes, each a mapping with these arrays but `length`.
+
+Where deployments or annotations happen elsewhere, a run writes what they need and stops; `waiting.json` in its folder
+says to programs what it waits for, and is there only meanwhile. Each exchange is a file in the folder of the cycle.
 `policy.torchscript` maps obs (B, obs_size) float32 to actions (B, action_size) and runs without this repository:
 `torch.jit.load("policy.torchscript")`.
 """
 
 import copy
+import sys
 import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import tyro
 
-from common import UserError, Waiting, files, recorded, rollouts
+from common import UserError, Waiting, envs, files, rollouts
 from common.envs import EnvSpec
 from common.replay import ANNOTATE_CHUNK
 from common.rollouts import Episode
 
-EPISODES, STATES, ANNOTATIONS, TAKEN = "episodes.npz", "states.npz", "annotations.npz", "annotated.npz"
+COLUMNS = ("obs", "action", "reward", "discount", "intended_action")  # one entry a step, obs one more
+RANGES = {"action": (-1, 1), "discount": (0, 1), "intended_action": (-1, 1)}
 WAITING = "waiting.json"
+
+
+# ---- a file of episodes
+
+
+def write(path: Path, episodes: Sequence[Mapping[str, Any]]) -> None:
+    """Write episodes, each with obs (T + 1, .), action (T, .), reward (T,), discount (T,), intended_action (T, .) or
+    without the last, as one file.
+
+    Raises:
+        UserError: there are none, an array is missing or has another shape than its episode or the first one, or as
+            `read`.
+    """
+    if not episodes:
+        raise UserError(f"{path}: there are no episodes to write.")
+    names, parts = [name for name in COLUMNS if name != "intended_action" or name in episodes[0]], []
+    for i, episode in enumerate(episodes):
+        try:
+            parts.append({name: np.asarray(episode[name], np.float32) for name in names})
+            length = len(parts[i]["action"])
+        except KeyError as error:
+            raise UserError(f"{path}: episode {i} lacks {error.args[0]}.") from error
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{path}: an array of episode {i} isn't plain numbers of one shape ({error}).") from error
+        for name, values in parts[i].items():
+            expected = (length + (name == "obs"), *parts[0][name].shape[1:])
+            if values.shape != expected:
+                raise UserError(f"{path}: episode {i} has {name} of shape {values.shape}, expected {expected}.")
+    arrays = {name: np.concatenate([part[name] for part in parts]) for name in names}
+    arrays["length"] = np.array([len(part["action"]) for part in parts], np.int64)
+    _checked(path, arrays, None)
+    files.save_arrays(path, **arrays)
+
+
+def read(path: Path, env: EnvSpec | None) -> tuple[list[Episode], np.ndarray]:
+    """The episodes of a file, and what was meant in them: `intended_action` or else `action`, (sum of T_i, .).
+
+    Args:
+        env: the task that it must fit, None for any.
+
+    Raises:
+        UserError: an array is missing or has other sizes than the others or the task; a number isn't finite, an action
+            outside [-1, 1] or a discount outside [0, 1]; an episode is longer than the task's time limit. The first
+            such episode and step are named.
+    """
+    arrays = files.load_arrays(path, "recorded episodes", "record them again")
+    types = dict.fromkeys(COLUMNS, np.float32) | {"length": np.int64}
+    arrays = {name: np.ascontiguousarray(arrays[name], dtype) for name, dtype in types.items() if name in arrays}
+    return _checked(path, arrays, env)
+
+
+def _checked(path: Path, arrays: dict[str, np.ndarray], env: EnvSpec | None) -> tuple[list[Episode], np.ndarray]:
+    """What `read` returns of these arrays, and raises."""
+    try:
+        episodes, _ = rollouts.unpack({"cycle": np.zeros(len(arrays.get("length", ()))), **arrays})
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    if not episodes:
+        raise UserError(f"{path}: there are no episodes.")
+    obs, action, *others = (arrays[name].shape[1:] for name in Episode._fields)
+    if others != [(), ()]:
+        raise UserError(f"{path}: reward and discount must be one number a step, not of shapes {others}.")
+    if env is not None and (obs, action) != ((env.obs_size,), (env.action_size,)):
+        raise UserError(
+            f"{path}: observations and actions have shapes {obs} and {action}; {env.env_id} has ({env.obs_size},) and "
+            f"({env.action_size},)."
+        )
+    intended = arrays.get("intended_action", arrays["action"])
+    if intended.shape != arrays["action"].shape:
+        raise UserError(f"{path}: intended_action has shape {intended.shape}, action {arrays['action'].shape}.")
+    meant = np.split(intended, np.cumsum(arrays["length"])[:-1])
+    for i, episode in enumerate(episodes):
+        if env is not None and (steps := len(episode.reward)) > env.episode_length:
+            raise UserError(f"{path}: episode {i} has {steps} steps; {env.env_id} ends at {env.episode_length}.")
+        for name, values in (episode._asdict() | {"intended_action": meant[i]}).items():
+            low, high = RANGES.get(name, (-np.inf, np.inf))
+            bad = np.argwhere(~np.isfinite(values) | (values < low) | (values > high))
+            if len(bad) > 0:
+                step, allowed = bad[0][0], f"numbers from {low} to {high}" if name in RANGES else "finite numbers"
+                raise UserError(f"{path}: {name} of episode {i}, step {step}, is {values[step]}, expected {allowed}.")
+    return episodes, intended
+
+
+# ---- what a run asks for, and takes
 
 
 def deployed(folder: Path, policy: torch.nn.Module, sigma: float, env: EnvSpec, missing: int) -> list[Episode]:
@@ -30,17 +135,17 @@ def deployed(folder: Path, policy: torch.nn.Module, sigma: float, env: EnvSpec, 
         Waiting: they aren't there yet; the policy is exported into `folder`.
         UserError: their file is damaged, isn't what such a file must be, or has a whole episode too many.
     """
-    path = folder / EPISODES
+    path = folder / "episodes.npz"
     if not path.exists():
         folder.mkdir(exist_ok=True)
         export(policy, env, folder / "policy.torchscript")
         sentence = (
             f"deploy {folder / 'policy.torchscript'} with noise of standard deviation {sigma:g} for {missing} steps in "
             f"whole episodes of up to {env.episode_length} ({-(-missing // env.episode_length)} if none ends early), "
-            f"write them to {path} as common/recorded.py says"
+            f"write them to {path} as common/elsewhere.py says"
         )
         _wait(folder, sentence, {"for": "episodes", "steps": missing, "sigma": sigma})
-    episodes, _ = recorded.read(path, env)
+    episodes, _ = read(path, env)
     if (there := rollouts.num_steps(episodes)) >= missing + env.episode_length:
         raise UserError(f"{path} has {there} steps, where {missing} were asked for: leave out whole episodes.")
     if there != missing:
@@ -79,17 +184,17 @@ def annotated(
         Waiting: the answers aren't there yet; the states are in `folder`.
         UserError: the answers aren't finite actions in [-1, 1], one for each state.
     """
-    if (folder / TAKEN).exists():
-        return files.load_arrays(folder / TAKEN, "annotations")
+    taken = folder / "annotated.npz"
+    if taken.exists():
+        return files.load_arrays(taken, "annotations")
     obs = np.concatenate([episode.obs[:-1] for episode in episodes])
-    rng = np.random.default_rng(np.random.SeedSequence([*stream]))
-    index = np.sort(rng.permutation(len(obs))[: max(1, round(fraction * len(obs)))])
-    path = folder / ANNOTATIONS
+    index = np.sort(np.random.default_rng(stream).permutation(len(obs))[: max(1, round(fraction * len(obs)))])
+    path, states = folder / "annotations.npz", folder / "states.npz"
     if not path.exists():
-        files.save_arrays(folder / STATES, obs=obs[index], index=index)
+        files.save_arrays(states, obs=obs[index], index=index)
         sentence = (
-            f"annotate the {len(index)} states `obs` of {folder / STATES}: write the teacher's actions as the array "
-            f"`action` ({len(index)}, {env.action_size}) of {path}"
+            f"annotate the {len(index)} states `obs` of {states}: write the teacher's actions as the array `action` "
+            f"({len(index)}, {env.action_size}) of {path}"
         )
         _wait(folder, sentence, {"for": "annotations", "states": len(index)})
     action = files.load_arrays(path, "annotations", "write them again").get("action")
@@ -102,5 +207,36 @@ def annotated(
         chunks = torch.from_numpy(obs).to(device).split(ANNOTATE_CHUNK)
         teacher_action = np.concatenate([policy(chunk).cpu().numpy() for chunk in chunks])
     teacher_action[index] = action
-    files.save_arrays(folder / TAKEN, teacher_action=teacher_action)
+    files.save_arrays(taken, teacher_action=teacher_action)
     return {"teacher_action": teacher_action}
+
+
+# ---- the command
+
+
+@dataclass
+class Args:
+    """Make a file of recorded episodes, or check one."""
+
+    path: tyro.conf.Positional[Path]
+    """the file"""
+    sources: tyro.conf.Positional[tuple[Path, ...]] = ()
+    """what it is made of: .npz files of one episode each; none to check the file"""
+    env_id: str | None = None
+    """task whose sizes it must have"""
+
+
+def main(args: Args) -> None:
+    """Make and check the file, and say what is in it."""
+    if args.sources:
+        write(args.path, [files.load_arrays(source, "episode") for source in args.sources])
+    found, intended = read(args.path, envs.spec(args.env_id) if args.env_id is not None else None)
+    returns = [episode.episodic_return for episode in found]
+    print(f"{args.path}: {len(found)} episodes, {len(intended)} steps, mean return {np.mean(returns):.2f}")
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Args, description=__doc__))
+    except UserError as error:
+        sys.exit(f"error: {error}")

@@ -1,19 +1,25 @@
-"""Tasks with flat float32 observations and actions in [-1, 1]: dm_control's, Gymnasium's, or your own FILE.py:Class."""
+"""Tasks with flat float32 observations and actions in [-1, 1]: dm_control's, Gymnasium's, or your own FILE.py:Class.
+
+Your own classes, tasks and teachers, are loaded and called here too.
+"""
 
 import difflib
 import functools
+import hashlib
 import importlib.metadata
 import logging
 import math
 import os
 import re
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from common import UserError, foreign
+from common import UserError
 
 # dm_control opens a rendering back end on import unless told otherwise; training needs none. Video sets its own.
 os.environ.setdefault("MUJOCO_GL", "disabled")
@@ -72,19 +78,19 @@ def make(env_id: str) -> Env:
 
 def is_suite(env_id: str) -> bool:
     """Whether `env_id` can only be a task of dm_control's suite; Gymnasium's names end in a version."""
-    return not foreign.is_reference(env_id) and re.search(r"-v\d+$", env_id) is None
+    return not is_own(env_id) and re.search(r"-v\d+$", env_id) is None
 
 
 def versions(env_id: str) -> list[str]:
     """What the same seed and actions need to give the same episode."""
-    if foreign.is_reference(env_id):
-        return [f"file {foreign.digest(env_id)}"]
+    if is_own(env_id):
+        return [f"file {digest(env_id)}"]
     packages = ("dm-control" if is_suite(env_id) else "gymnasium", "mujoco")
     return [f"{package} {importlib.metadata.version(package)}" for package in packages]
 
 
-class SuiteEnv:
-    """A task of dm_control's suite."""
+class SuiteEnv(Env):
+    """A task of dm_control's suite, with its own discounts."""
 
     def __init__(self, env_id: str) -> None:
         """Load `env_id`, written `domain-task`, such as `cartpole-swingup`.
@@ -108,28 +114,22 @@ class SuiteEnv:
             raise UserError(f"--env-id {env_id}: it can't run without a renderer ({error}).") from error
         action_spec = self.dm_env.action_spec()
         low, high = action_spec.minimum, action_spec.maximum
-        if not (np.isfinite(low).all() and np.isfinite(high).all()):
-            raise UserError(f"--env-id {env_id}: its actions have no bounds, so they can't be scaled to [-1, 1].")
-        if not math.isfinite(self.dm_env._step_limit):  # dm_control has no public name for the time limit
-            raise UserError(f"--env-id {env_id}: it has no time limit, and a deployment needs whole episodes.")
-        self._middle, self._half_range = (high + low) / 2, (high - low) / 2
         obs_size = sum(math.prod(spec.shape) for spec in self.dm_env.observation_spec().values())
-        length = math.ceil(self.dm_env._step_limit)
-        self.spec = EnvSpec(env_id, obs_size, action_spec.shape[0], length)
+        limit = self.dm_env._step_limit  # dm_control has no public name for it
+        self.spec = _checked_spec(env_id, obs_size, low, high, limit)
+        self._middle, self._half_range = (high + low) / 2, (high - low) / 2
 
     def reset(self, seed: int, obs: np.ndarray) -> None:
-        """As `Env` says."""
         self.dm_env.task.random.seed(seed)
-        _flatten(self.dm_env.reset().observation, obs)
+        _flatten(self.dm_env.reset().observation.values(), obs)
 
     def step(self, action: np.ndarray, obs: np.ndarray) -> tuple[float, float, bool]:
-        """As `Env` says; the discount is the suite's own."""
         timestep = self.dm_env.step(self._middle + self._half_range * action)
-        _flatten(timestep.observation, obs)
+        _flatten(timestep.observation.values(), obs)
         return timestep.reward, timestep.discount, timestep.last()
 
 
-class GymEnv:
+class GymEnv(Env):
     """A task with Gymnasium's methods and spaces: one of Gymnasium's, or a class of your own, built as `Class()`.
 
     A space is looked at by its `shape`, `low` and `high`, or its `spaces`, so your class needs no Gymnasium. Without
@@ -138,38 +138,30 @@ class GymEnv:
 
     def __init__(self, env_id: str) -> None:
         """Build it. Raises UserError where its spaces or its time limit don't fit; what it raises comes through."""
-        build = foreign.load_class(env_id) if foreign.is_reference(env_id) else lambda: _gymnasium(env_id)
-        self._env = foreign.guard(env_id, "building it", build)
+        build = load_class(env_id) if is_own(env_id) else functools.partial(_gymnasium, env_id)
+        self._env = guard(env_id, "building it", build)
         self._observed, acted = (getattr(self._env, f"{name}_space", None) for name in ("observation", "action"))
-        sizes = [math.prod(space.shape) for space in _boxes(env_id, "observation_space", self._observed)]
-        if not hasattr(acted, "shape") or len(_boxes(env_id, "action_space", acted)) != 1:
+        obs_size = sum(math.prod(box.shape) for box in _boxes(env_id, "observation_space", self._observed))
+        if _boxes(env_id, "action_space", acted) != [acted]:
             raise UserError(f"{env_id}: action_space must be one Box.")
         self._dtype = np.dtype(getattr(acted, "dtype", None) or np.float32)
-        self._low, self._high = (np.broadcast_to(np.float64(bound), acted.shape) for bound in (acted.low, acted.high))
         if self._dtype.kind != "f":
             raise UserError(f"{env_id}: its actions are {self._dtype}, and only real numbers can be learned.")
-        if not (np.isfinite(self._low).all() and np.isfinite(self._high).all()):
-            raise UserError(f"{env_id}: its actions have no bounds, so they can't be scaled to [-1, 1].")
+        self._low, self._high = (np.broadcast_to(np.float64(bound), acted.shape) for bound in (acted.low, acted.high))
         limit = getattr(self._env, "max_episode_steps", None)
         limit = limit or getattr(getattr(self._env, "spec", None), "max_episode_steps", None)
-        if not isinstance(limit, int | np.integer) or limit < 1:
-            raise UserError(f"{env_id}: it has no time limit; give it the attribute max_episode_steps, in steps.")
         simulated = hasattr(self._env, "reset") and hasattr(self._env, "step")
-        self.spec = EnvSpec(env_id, sum(sizes), math.prod(acted.shape), int(limit), simulated)
+        self.spec = _checked_spec(env_id, obs_size, self._low, self._high, limit, simulated)
 
     def reset(self, seed: int, obs: np.ndarray) -> None:
-        """As `Env` says."""
         self._steps = 0
-        answer = foreign.guard(self.spec.env_id, "reset", lambda: self._env.reset(seed=seed))
-        self._check(answer, "reset", 2)
-        self._write(answer[0], obs)
+        observation, _ = self._ask("reset", "obs, info", seed=seed)
+        self._write(observation, obs)
 
     def step(self, action: np.ndarray, obs: np.ndarray) -> tuple[float, float, bool]:
-        """As `Env` says; it gets a copy of the action, between its own bounds."""
         unit = action.reshape(self._low.shape).astype(np.float64)
         wanted = np.clip((self._high + self._low) / 2 + (self._high - self._low) / 2 * unit, self._low, self._high)
-        answer = foreign.guard(self.spec.env_id, "step", lambda: self._env.step(wanted.astype(self._dtype)))
-        self._check(answer, "step", 5)
+        answer = self._ask("step", "obs, reward, terminated, truncated, info", wanted.astype(self._dtype))
         observation, reward, terminated, truncated, _ = answer
         self._write(observation, obs)
         self._steps += 1
@@ -178,20 +170,21 @@ class GymEnv:
         over = bool(terminated or truncated) or self._steps >= self.spec.episode_length
         return float(np.asarray(reward).item()), float(not terminated), over
 
-    def _check(self, answer: Any, what: str, length: int) -> None:
-        if not isinstance(answer, tuple) or len(answer) != length:
-            form = "obs, info" if what == "reset" else "obs, reward, terminated, truncated, info"
+    def _ask(self, what: str, form: str, *args: Any, **kwargs: Any) -> tuple:
+        """Call a method, whose answer must have as many parts as `form`."""
+        answer = guard(self.spec.env_id, what, getattr(self._env, what), *args, **kwargs)
+        if not isinstance(answer, tuple) or len(answer) != len(form.split()):
             raise UserError(f"{self.spec.env_id}: {what} must return {form}, as Gymnasium's does, not {answer!r}.")
+        return answer
 
     def _write(self, observation: Any, obs: np.ndarray) -> None:
         """Write what the space names, in its order, into `obs`, (obs_size,)."""
-        leaves = foreign.guard(self.spec.env_id, "its observation", lambda: _leaves(self._observed, observation))
-        values = np.concatenate([np.ravel(value) for value in leaves])
-        if values.size != self.spec.obs_size:
+        leaves = guard(self.spec.env_id, "its observation", _leaves, self._observed, observation)
+        if (size := sum(map(np.size, leaves))) != obs.size:
             raise UserError(
-                f"{self.spec.env_id}: it returned an observation of {values.size} numbers; its space has {obs.size}."
+                f"{self.spec.env_id}: it returned an observation of {size} numbers; its space has {obs.size}."
             )
-        obs[:] = values
+        _flatten(leaves, obs)
 
 
 def _gymnasium(env_id: str) -> Any:
@@ -222,9 +215,20 @@ def _leaves(space: Any, value: Any) -> list[Any]:
     return [leaf for key in inner for leaf in _leaves(inner[key], parts[key])]
 
 
-def _flatten(observation: dict[str, np.ndarray], out: np.ndarray) -> None:
-    """Write all entries, in the order of the observation spec, into `out`, (obs_size,)."""
-    np.concatenate([np.ravel(value) for value in observation.values()], out=out, casting="same_kind")
+def _flatten(values: Iterable[Any], out: np.ndarray) -> None:
+    """Write all numbers, in their order, into `out`, (obs_size,)."""
+    np.concatenate([np.ravel(value) for value in values], out=out, casting="same_kind")
+
+
+def _checked_spec(
+    env_id: str, obs_size: int, low: np.ndarray, high: np.ndarray, limit: float | None, simulated: bool = True
+) -> EnvSpec:
+    """The sizes of a task. Raises UserError if its actions have no bounds, or it has no time limit."""
+    if not (np.isfinite(low).all() and np.isfinite(high).all()):
+        raise UserError(f"--env-id {env_id}: its actions have no bounds, so they can't be scaled to [-1, 1].")
+    if limit is None or not 1 <= limit < math.inf:
+        raise UserError(f"--env-id {env_id}: it has no time limit; your own class gives it as max_episode_steps.")
+    return EnvSpec(env_id, obs_size, low.size, math.ceil(limit), simulated)
 
 
 @functools.cache
@@ -238,3 +242,51 @@ def spec(env_id: str) -> EnvSpec:
         if not np.array_equal(first, again, equal_nan=True):
             raise UserError(f"{env_id}: reset(seed=0) gave another start the second time; draw it from the seed alone.")
     return env.spec
+
+
+# ---- your own classes, named FILE.py:Class on the command line
+
+
+def is_own(name: str) -> bool:
+    """Whether `name` looks like FILE.py:Class."""
+    return name.rpartition(":")[0].endswith(".py")
+
+
+def digest(name: str) -> str:
+    """SHA-256 of the file's text and the class's name, wherever the file lies. Raises UserError if there is no file."""
+    path, _, class_name = name.rpartition(":")
+    if not Path(path).is_file():
+        raise UserError(f"{name}: there is no file {path}.")
+    return hashlib.sha256(Path(path).read_bytes() + class_name.encode()).hexdigest()
+
+
+def guard(name: str, doing: str, function: Callable, *args: Any, **kwargs: Any) -> Any:
+    """Call your code. What it raises is the cause of a RuntimeError, which says whose it is and when it came."""
+    try:
+        return function(*args, **kwargs)
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:  # the latter would end the run without a word
+        raise RuntimeError(f"{name}: {doing} raised {error!r}.") from error
+
+
+def load_class(name: str) -> type:
+    """Import the file, once per process unless its text changes, and return the class.
+
+    Raises UserError if there is no such file or class, and RuntimeError where the file raises.
+    """
+    digest(name)  # there is such a file
+    path, _, class_name = name.rpartition(":")
+    module = _import(str(Path(path).resolve()), Path(path).read_bytes())
+    if not hasattr(module, class_name):
+        raise UserError(f"{name}: {path} defines no {class_name}.")
+    return getattr(module, class_name)
+
+
+@functools.cache
+def _import(path: str, content: bytes) -> ModuleType:
+    """The module; its name depends on its place alone, so that workers know it by the same one."""
+    module = ModuleType(f"own_{Path(path).stem}_{hashlib.sha256(path.encode()).hexdigest()[:8]}")
+    module.__file__, sys.modules[module.__name__] = path, module  # dataclasses and pickle look there
+    guard(path, "importing it", exec, compile(content, path, "exec"), vars(module))
+    return module

@@ -19,7 +19,7 @@ import torch
 from tqdm import tqdm
 
 from common import UserError, files
-from common.rollouts import Pending
+from common.workers import Pending
 
 CLOCKS = ("cycle", "actor_step", "learner_step", "pretrain_step", "wall_s")
 

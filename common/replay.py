@@ -1,15 +1,16 @@
 """The growing batch: whole episodes appended once per cycle, read uniformly at random, never evicted.
 
-What never changes again is computed when a batch arrives: n-step returns, n-step discounts, and annotations such as a
-teacher's actions. Each observation is stored once; the bootstrap observation of a transition is an index.
+What never changes again is computed when a batch arrives: n-step returns, their discounts and bootstrap observations,
+and annotations such as a teacher's actions.
 """
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
 
-from common.rollouts import Episode
+from common.rollouts import Episode, num_steps
 
 ANNOTATE_CHUNK = 4096  # rows per annotation call; fixed, because other row counts round differently [ours]
 
@@ -43,20 +44,14 @@ class Replay:
     ) -> None:
         """Reserve room for `capacity` transitions; on a CPU, untouched memory is free."""
         self._n_step, self._gamma, self._capacity, self._device = n_step, gamma, capacity, device
-        # Row i < capacity is the observation of transition i; the last observations of episodes stand behind them.
-        self._obs = torch.empty(capacity + max(1, capacity // 1000), obs_size, device=device)
-        self._next_index = torch.empty(capacity, dtype=torch.int32, device=device)
-        self._columns = {
-            "action": torch.empty(capacity, action_size, device=device),
-            "n_step_return": torch.empty(capacity, device=device),
-            "n_step_discount": torch.empty(capacity, device=device),
-        }
-        self._batch_ends: list[int] = []  # transition counts after each append
+        shapes = {"obs": (obs_size,), "next_obs": (obs_size,), "action": (action_size,)}
+        shapes |= {"n_step_return": (), "n_step_discount": ()}
+        self._columns = {name: torch.empty(capacity, *shape, device=device) for name, shape in shapes.items()}
+        self._ends = [0]  # transitions before the first batch and after each
         self._annotated: dict[str, set[int]] = {}  # column -> the batches that have it
-        self._num_episodes = 0
 
     def __len__(self) -> int:
-        return self._batch_ends[-1] if self._batch_ends else 0
+        return self._ends[-1]
 
     def append(self, episodes: Sequence[Episode], annotations: Mapping[str, np.ndarray] | None = None) -> None:
         """Add one batch of episodes.
@@ -67,35 +62,22 @@ class Replay:
         Raises:
             ValueError: the batch is empty or doesn't fit.
         """
-        start, count = len(self), sum(len(episode.reward) for episode in episodes)
+        start, count = len(self), num_steps(episodes)
         if count == 0 or start + count > self._capacity:
             raise ValueError(f"a batch of {count} transitions doesn't fit: {start} of {self._capacity} are used")
-        room = len(self._obs) - self._capacity - self._num_episodes
-        if len(episodes) > room:  # many short episodes: at least twice the rows for last observations
-            more = max(len(episodes), len(self._obs) - self._capacity)
-            self._obs = torch.cat([self._obs, self._obs.new_empty(more, self._obs.shape[1])])
-        next_index, returns, discounts, at = [], [], [], start
+        end = start
         for episode in episodes:
-            length = len(episode.reward)
             n_step_return, n_step_discount, offset = n_step(episode.reward, episode.discount, self._n_step, self._gamma)
-            index = at + np.arange(length) + offset
-            index[index == at + length] = self._capacity + self._num_episodes
-            self._obs[self._capacity + self._num_episodes] = torch.from_numpy(episode.obs[-1])
-            next_index.append(index)
-            returns.append(n_step_return)
-            discounts.append(n_step_discount)
-            self._num_episodes += 1
-            at += length
-        rows = slice(start, at)
-        self._obs[rows] = torch.from_numpy(np.concatenate([episode.obs[:-1] for episode in episodes]))
-        self._next_index[rows] = torch.from_numpy(np.concatenate(next_index))
-        self._columns["action"][rows] = torch.from_numpy(np.concatenate([episode.action for episode in episodes]))
-        self._columns["n_step_return"][rows] = torch.from_numpy(np.concatenate(returns))
-        self._columns["n_step_discount"][rows] = torch.from_numpy(np.concatenate(discounts))
-        self._batch_ends.append(at)
+            next_obs = episode.obs[np.arange(len(offset)) + offset]
+            arrays = {"obs": episode.obs[:-1], "next_obs": next_obs, "action": episode.action}
+            arrays |= {"n_step_return": n_step_return, "n_step_discount": n_step_discount}
+            for name, values in arrays.items():
+                self._columns[name][end : end + len(offset)] = torch.from_numpy(values)
+            end += len(offset)
         for name, values in (annotations or {}).items():
-            self._column(name, values.shape[1])[rows] = torch.from_numpy(values)
-            self._annotated.setdefault(name, set()).add(len(self._batch_ends) - 1)
+            self._column(name, values.shape[1])[start:end] = torch.from_numpy(values)
+            self._annotated.setdefault(name, set()).add(len(self._ends) - 1)
+        self._ends.append(end)
 
     def annotate(self, name: str, function: Callable[[torch.Tensor], torch.Tensor], batches: str = "new") -> None:
         """Add or renew the column `function(obs)`, asked in chunks of at most 4096 rows that never span batches.
@@ -106,14 +88,14 @@ class Replay:
         """
         if batches not in ("new", "all"):
             raise ValueError(f'batches must be "new" or "all", not {batches!r}')
-        starts, done = [0, *self._batch_ends], self._annotated.setdefault(name, set())
+        done = self._annotated.setdefault(name, set())
         with torch.no_grad():
-            for batch in range(len(self._batch_ends)):
+            for batch, (start, end) in enumerate(itertools.pairwise(self._ends)):
                 if batches == "new" and batch in done:
                     continue
-                for start in range(starts[batch], starts[batch + 1], ANNOTATE_CHUNK):
-                    rows = slice(start, min(start + ANNOTATE_CHUNK, starts[batch + 1]))
-                    value = function(self._obs[rows])
+                for first in range(start, end, ANNOTATE_CHUNK):
+                    rows = slice(first, min(first + ANNOTATE_CHUNK, end))
+                    value = function(self._columns["obs"][rows])
                     self._column(name, value.shape[1])[rows] = value
                 done.add(batch)
 
@@ -131,7 +113,4 @@ class Replay:
             annotations (B, size). `next_obs` is the observation at the end of the n-step window.
         """
         index = torch.randint(len(self), (batch_size,), generator=generator, device=self._device)
-        batch = {name: column.index_select(0, index) for name, column in self._columns.items()}
-        batch["obs"] = self._obs.index_select(0, index)
-        batch["next_obs"] = self._obs.index_select(0, self._next_index.index_select(0, index))
-        return batch
+        return {name: column.index_select(0, index) for name, column in self._columns.items()}

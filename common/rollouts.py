@@ -7,9 +7,9 @@ and on a cluster of the same machine type. A block whose worker is lost is run a
 """
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -43,7 +43,7 @@ class Episode(NamedTuple):
         return float(weights @ self.reward)
 
 
-def num_steps(episodes: list[Episode]) -> int:
+def num_steps(episodes: Sequence[Episode]) -> int:
     """Environment steps of the episodes."""
     return sum(len(episode.reward) for episode in episodes)
 
@@ -151,23 +151,19 @@ def run_block(env_id: str, actor: Actor, sigma: float, stream: tuple[int, ...], 
     return episodes
 
 
-def _act(actor: Actor, obs: np.ndarray, env: EnvSpec) -> np.ndarray:
-    """Ask the actor about ten observations; name it when it returns nonsense."""
-    action = actor(torch.from_numpy(obs)).numpy()
-    name = type(getattr(actor, "__self__", actor)).__name__
-    if action.shape != (BLOCK, env.action_size):
-        raise UserError(f"{name} returned actions of shape {action.shape}, expected {(BLOCK, env.action_size)}.")
-    largest = np.abs(action).max()
+def check_action(action: torch.Tensor, name: str) -> torch.Tensor:
+    """The action, (B, action_size). Raises UserError, with the name of whose it is, if it isn't within [-1, 1]."""
+    largest = action.abs().max().item()
     if not largest <= 1 + 1e-6:  # also true for NaN
-        if not np.isfinite(obs).all():
-            raise UserError(f"{env.env_id} returned an observation that isn't finite: {obs[~np.isfinite(obs).all(1)]}.")
-        raise UserError(f"{name} returned an action with entries of size {largest}, expected them in [-1, 1].")
+        raise UserError(f"{name} returned entries of size {largest}, expected them in [-1, 1].")
     return action
 
 
-class Pending(Protocol):
-    """Episodes on their way."""
-
-    def done(self) -> bool: ...
-
-    def result(self) -> list[Episode]: ...
+def _act(actor: Actor, obs: np.ndarray, env: EnvSpec) -> np.ndarray:
+    """Ask the actor about ten observations; name it when it returns nonsense."""
+    if not np.isfinite(obs).all():
+        raise UserError(f"{env.env_id} returned an observation that isn't finite: {obs[~np.isfinite(obs).all(1)]}.")
+    action, name = actor(torch.from_numpy(obs)), type(getattr(actor, "__self__", actor)).__name__
+    if action.shape != (BLOCK, env.action_size):
+        raise UserError(f"{name} returned actions of shape {tuple(action.shape)}, expected {(BLOCK, env.action_size)}.")
+    return check_action(action, name).numpy()

@@ -27,9 +27,9 @@ from common import (
     UserError,
     Waiting,
     elsewhere,
+    envs,
     evaluate,
     files,
-    foreign,
     launch,
     metrics,
     progress,
@@ -162,7 +162,7 @@ class Run:
 
     def _env(self) -> str:
         """The task as what it is: a name, or the hash of your own file and class."""
-        return foreign.digest(self.args.env_id) if foreign.is_reference(self.args.env_id) else self.args.env_id
+        return envs.digest(self.args.env_id) if envs.is_own(self.args.env_id) else self.args.env_id
 
     def _refuse_another_run(self, teacher_sha256: str | None) -> None:
         """Raise UserError if flags or teacher aren't those of the start; say so if code or packages aren't."""

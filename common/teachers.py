@@ -1,5 +1,6 @@
 """Teachers: shipped snapshots, a snapshot file, anybody's own class, and the demonstrations they give."""
 
+import functools
 import hashlib
 import sys
 import tempfile
@@ -9,12 +10,13 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from common import UserError, envs, files, foreign, recorded, snapshots
-from common.envs import EnvSpec
-from common.rollouts import Episode, pack, unpack
+from common import UserError, elsewhere, envs, files, snapshots
+from common.envs import EnvSpec, digest, guard, is_own, load_class
+from common.rollouts import Episode, check_action, pack, unpack
 from common.workers import Workers
 
 SHIPPED = Path(__file__).resolve().parent.parent / "teachers"
+GIVES = ("nothing", "demonstrations", "actions", "action_gradients")  # each with what stands before it
 
 
 class Teacher(Protocol):
@@ -36,35 +38,31 @@ class UserTeacher:
     """Your own class from a file, its answers checked. Pickles as its file and class name; a process builds it once."""
 
     def __init__(self, name: str, env: EnvSpec, device: torch.device) -> None:
-        """Import FILE.py:Class and build `Class(env_id, device)`. Raises UserError if that can't be done."""
-        self._key, self._name, self._env, self._device = (name, env), f"teacher {name}", env, device
-        self.sha256 = foreign.digest(name)
-        built = foreign.load_class(name)
-        self._teacher = foreign.guard(name, "building it", lambda: built(env.env_id, device))
+        """Build `Class(env_id, device)` of FILE.py:Class, and ask it once. Raises UserError if it answers nonsense."""
+        self._name, self._env, self._device = name, env, device
+        self.sha256, build = digest(name), load_class(name)
+        self._teacher = guard(name, "building it", build, env.env_id, device)
         self.gives_gradients = hasattr(self._teacher, "action_gradient")
-        _BUILT[name, env, device, self.sha256] = self
+        self.action(torch.zeros(2, env.obs_size, device=device))
+        if self.gives_gradients:
+            self.check_gradient(*(np.zeros((2, size), np.float32) for size in (env.obs_size, env.action_size)))
 
     def __reduce__(self) -> tuple:
-        return _revive, (*self._key, torch.device("cpu"), self.sha256)  # workers have no GPU
+        return _built, (self._name, self._env, torch.device("cpu"))  # workers have no GPU
 
     def _ask(self, what: str, *tensors: torch.Tensor) -> torch.Tensor:
         """Call a method with copies, so that it can't write into what is stored; refuse a wrong shape or type."""
-        copies = [tensor.clone() for tensor in tensors]
-        value = foreign.guard(self._key[0], what, lambda: getattr(self._teacher, what)(*copies))
-        expected = (len(tensors[0]), self._env.action_size)
-        device, is_tensor = tensors[0].device, isinstance(value, torch.Tensor)
-        if not is_tensor or (value.dtype, tuple(value.shape), value.device) != (torch.float32, expected, device):
-            got = f"{value.dtype} {tuple(value.shape)} on {value.device}" if is_tensor else repr(value)
-            raise UserError(f"{self._name}: {what} returned {got}, expected torch.float32 {expected} on {device}.")
+        value = guard(self._name, what, getattr(self._teacher, what), *(tensor.clone() for tensor in tensors))
+        is_tensor = isinstance(value, torch.Tensor)
+        got = f"{value.dtype} {tuple(value.shape)} on {value.device}" if is_tensor else repr(value)
+        expected = f"torch.float32 {(len(tensors[0]), self._env.action_size)} on {tensors[0].device}"
+        if got != expected:
+            raise UserError(f"{self._name}: {what} returned {got}, expected {expected}.")
         return value
 
     def action(self, obs: torch.Tensor) -> torch.Tensor:
         """The class's action, (B, obs_size) -> (B, action_size), refused if not finite and within [-1, 1]."""
-        action = self._ask("action", obs)
-        largest = action.abs().max().item()
-        if not largest <= 1 + 1e-6:  # also true for NaN
-            raise UserError(f"{self._name}: action returned entries of size {largest}, expected [-1, 1].")
-        return action
+        return check_action(self._ask("action", obs), f"{self._name}: action")
 
     def action_gradient(self, obs: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
         """The class's dQ*/da, (B, action_size). Asked at every update: NaN is left to the run's non-finite check."""
@@ -80,12 +78,10 @@ class UserTeacher:
             raise UserError(f"{self._name}: action_gradient returned {gradient[i].tolist()} {at}.")
 
 
-_BUILT: dict[tuple, UserTeacher] = {}  # the newest of each class, for what is unpickled in this process
-
-
-def _revive(name: str, env: EnvSpec, device: torch.device, sha256: str) -> UserTeacher:
+@functools.cache
+def _built(name: str, env: EnvSpec, device: torch.device) -> UserTeacher:
     """The teacher that this process has built already, or a new one."""
-    return _BUILT.get((name, env, device, sha256)) or UserTeacher(name, env, device)
+    return UserTeacher(name, env, device)
 
 
 class Recorded:
@@ -95,50 +91,53 @@ class Recorded:
     action = None  # `load` refuses it where a method asks for more than demonstrations
 
     def __init__(self, path: Path, env: EnvSpec) -> None:
-        """Read the file. Raises UserError as `recorded.read`."""
-        self.episodes, self.intended = recorded.read(path, env)
+        """Read the file. Raises UserError as `elsewhere.read`."""
+        self.episodes, self.intended = elsewhere.read(path, env)
         self.sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def load(name: str, env: EnvSpec, needs: str, device: torch.device) -> Teacher | None:
-    """Find the teacher that `--teacher` names, and ask it once to see that it answers.
+    """Find the teacher that `--teacher` names.
 
     Args:
         name: `expert` or `mid` (shipped), PATH.pt, FILE.py:Class, recorded episodes FILE.npz, or `none`.
-        needs: nothing, demonstrations, actions or action_gradients, each with what stands before it.
+        needs: one of `GIVES`.
 
     Raises:
         UserError: it doesn't exist, was trained on another task, gives less than is needed, or answers nonsense.
     """
+    teacher: Teacher | None
     if name == "none":
-        if needs != "nothing":
-            raise UserError(f"--teacher none: this script needs a teacher that gives {needs.replace('_', ' ')}.")
-        return None
-    if name.endswith(".npz"):
-        if needs in ("actions", "action_gradients"):
-            asked = needs.replace("_", " ")
-            raise UserError(f"--teacher {name}: recorded episodes give demonstrations only; this method needs {asked}.")
-        return Recorded(Path(name), env)
-    if foreign.is_reference(name):
-        teacher: Teacher = UserTeacher(str(Path(name).resolve()), env, device)
+        teacher, gives = None, "nothing"
+    elif name.endswith(".npz"):
+        teacher, gives = Recorded(Path(name), env), "demonstrations"
     else:
-        path = SHIPPED / f"{env.env_id}-{name}.pt" if name in ("expert", "mid") else Path(name)
-        if not path.is_file():
-            shipped = ", ".join(sorted(file.stem for file in SHIPPED.glob("*.pt"))) or "none"
-            raise UserError(
-                f"--teacher {name}: there is no {path}; shipped are: {shipped}. "
-                "Train one with gbrl_d4pg.py --teacher none, or give FILE.py:Class."
-            )
-        teacher = snapshots.load(path, device)
-        if Path(teacher.env_id).name != Path(env.env_id).name:  # the same file may lie elsewhere
-            raise UserError(f"--teacher {name}: it was trained on {teacher.env_id}, not on {env.env_id}.")
-        if teacher.sizes != (env.obs_size, env.action_size):
-            raise UserError(f"--teacher {name}: it is for observations and actions of sizes {teacher.sizes}.")
-    if needs == "action_gradients" and not teacher.gives_gradients:
-        raise UserError(f"--teacher {name}: it has no action_gradient, which this script needs.")
-    teacher.action(torch.zeros(2, env.obs_size, device=device))
-    if needs == "action_gradients" and isinstance(teacher, UserTeacher):
-        teacher.check_gradient(*(np.zeros((2, size), np.float32) for size in (env.obs_size, env.action_size)))
+        if is_own(name):
+            _built.cache_clear()  # its weights may be others than before
+            teacher = _built(str(Path(name).resolve()), env, device)
+        else:
+            teacher = _snapshot(name, env, device)
+        gives = "action_gradients" if teacher.gives_gradients else "actions"
+    if GIVES.index(gives) < GIVES.index(needs):
+        raise UserError(f"--teacher {name}: it gives {gives}, and this method needs {needs}.")
+    return teacher
+
+
+def _snapshot(name: str, env: EnvSpec, device: torch.device) -> snapshots.Snapshot:
+    """The shipped teacher or the file `name`. Raises UserError if it isn't there, or of another task."""
+    path = SHIPPED / f"{env.env_id}-{name}.pt" if name in ("expert", "mid") else Path(name)
+    if not path.is_file():
+        shipped = ", ".join(sorted(file.stem for file in SHIPPED.glob("*.pt")))
+        raise UserError(
+            f"--teacher {name}: there is no {path}; shipped are: {shipped}. "
+            "Train one with gbrl_d4pg.py --teacher none, or give FILE.py:Class."
+        )
+    teacher = snapshots.load(path, device)
+    task, sizes = Path(teacher.env_id).name, (env.obs_size, env.action_size)  # your own file may lie elsewhere
+    if (task, teacher.sizes) != (Path(env.env_id).name, sizes):
+        raise UserError(
+            f"--teacher {name}: it is for {task} with sizes {teacher.sizes}, not {env.env_id} with {sizes}."
+        )
     return teacher
 
 
@@ -155,32 +154,23 @@ def demonstrations(
         return teacher.episodes[:num_episodes]
     if not env.simulated:
         raise UserError(f"{env.env_id} can't be simulated, so its demonstrations must be recorded: --teacher FILE.npz.")
-
-    def act() -> list[Episode]:
-        return workers.episodes(
-            teacher.action, sigma, (int(teacher.sha256, 16),), range(num_episodes), "demonstrations"
-        )
-
-    if isinstance(teacher, UserTeacher):
-        episodes = act()
-        if teacher.gives_gradients:
-            teacher.check_gradient(episodes[0].obs[:-1], episodes[0].action)
-        return episodes
-    task = env.env_id.rpartition(":")[2]  # of your own environment the class; its content is among the versions
-    parts = [task, teacher.sha256[:16], f"sigma{sigma}", *envs.versions(env.env_id), str(num_episodes)]
-    path = folder / ("-".join(parts).replace(" ", "").replace("/", "-") + ".npz")
-    if path.exists():
-        try:
-            return unpack(files.load_arrays(path, "demonstrations", "they are made again"))[0]
-        except UserError as error:
-            print(error, file=sys.stderr)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise UserError(
-            f"demonstrations can't be written into {folder} ({error.strerror}): choose another folder with --demo-dir."
-        ) from error
-    episodes = act()
-    files.save_arrays(path, **pack(episodes, [0] * num_episodes))
+    path = None
+    if not isinstance(teacher, UserTeacher):
+        task = env.env_id.rpartition(":")[2]  # of your own environment the class; its content is among the versions
+        parts = [task, teacher.sha256[:16], f"sigma{sigma}", *envs.versions(env.env_id), str(num_episodes)]
+        path = folder / ("-".join(parts).replace(" ", "").replace("/", "-") + ".npz")
+        if path.exists():
+            try:
+                return unpack(files.load_arrays(path, "demonstrations", "they are made again"))[0]
+            except UserError as error:
+                print(error, file=sys.stderr)
+        with files.writing(folder):  # say it before the work
+            folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=folder).close()
+    stream = (int(teacher.sha256, 16),)
+    episodes = workers.episodes(teacher.action, sigma, stream, range(num_episodes), "demonstrations")
+    if path is not None:
+        files.save_arrays(path, **pack(episodes, [0] * num_episodes))
+    elif teacher.gives_gradients:
+        teacher.check_gradient(episodes[0].obs[:-1], episodes[0].action)
     return episodes

@@ -8,7 +8,6 @@ import pickle
 import signal
 import sys
 import threading
-import traceback
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
@@ -19,48 +18,52 @@ from tqdm import tqdm
 
 from common import UserError, progress
 from common.envs import EnvSpec
-from common.rollouts import BLOCK, Actor, Episode, Pending, num_steps, run_block
+from common.rollouts import BLOCK, Actor, Episode, num_steps, run_block
 
-MAX_TRIES = 3  # of one block, before a lost worker becomes an error [ours]
-
-
-def _run_pickled(
-    env_id: str, pickled_actor: bytes, sigma: float, stream: tuple[int, ...], indices: range
-) -> list[Episode]:
-    return run_block(env_id, pickle.loads(pickled_actor), sigma, stream, indices)
+MAX_TRIES = 3  # while one block is waited for, before a lost worker becomes an error [ours]
 
 
-def _run_in_worker(*arguments: Any) -> list[Episode]:
-    try:
-        return _run_pickled(*arguments)
-    except Exception as error:
-        try:
-            pickle.loads(pickle.dumps(error))
-        except Exception:  # the pool would take an exception that can't be sent for a lost worker
-            raise RuntimeError("".join(traceback.format_exception(error))) from None
-        raise
-
-
-class _Block:
-    """A block in a worker. It is run again if the worker dies; being a pure function, it gives the same bits."""
+class Pending:
+    """A block on its way. It is run again if its worker dies; being a pure function, it gives the same bits."""
 
     def __init__(self, workers: "Workers", arguments: tuple[Any, ...]) -> None:
-        self._workers, self.arguments = workers, arguments
-        self.tries, self.future = 0, Future()
+        """Keep the arguments of `_run_block`; `future` is theirs once the block has begun."""
+        self._workers, self._tries, self.arguments, self.future = workers, 0, arguments, Future()
 
     def __str__(self) -> str:
         env_id, _, _, stream, indices = self.arguments
         return f"episodes {indices.start}-{indices.stop - 1} of stream {stream} on {env_id}"
 
     def done(self) -> bool:
+        """Whether `result` needn't wait."""
         return self.future.done()
 
     def result(self) -> list[Episode]:
+        """The episodes, in order. Raises UserError where workers die again and again meanwhile."""
         while True:
             try:
-                return self.future.result()
+                episodes = self.future.result()
+                self._workers.uncollected.pop(self, None)
+                return episodes
             except BrokenProcessPool as error:
-                self._workers.run_again(error)
+                self._tries += 1
+                if self._tries == MAX_TRIES:
+                    raise UserError(
+                        f"{self}: workers died {MAX_TRIES} times meanwhile, at last by: {error!r}."
+                    ) from error
+                print(f"a worker was lost in {self}: {error!r}; running it again.", file=sys.stderr)
+                self._workers.run_again()
+
+
+def _run_block(
+    env_id: str, pickled_actor: bytes, sigma: float, stream: tuple[int, ...], indices: range
+) -> list[Episode]:
+    try:
+        return run_block(env_id, pickle.loads(pickled_actor), sigma, stream, indices)
+    except (UserError, RuntimeError):
+        raise
+    except Exception as error:  # the pool would take one that can't be sent for a lost worker
+        raise RuntimeError(f"running episodes on {env_id} raised {error!r}.") from error
 
 
 class Workers:
@@ -70,7 +73,7 @@ class Workers:
         """Start nothing yet; processes start with the first block. `env` is the task of all episodes."""
         self._env, self.num_workers = env, num_workers
         self._pool: ProcessPoolExecutor | None = None
-        self._unfinished: list[_Block] = []  # in the order in which the pool begins them
+        self.uncollected: dict[Pending, None] = {}  # in the order in which they began
 
     def submit(self, actor: Actor, sigma: float, stream: tuple[int, ...], indices: range) -> Pending:
         """Run one block with the actor as it is now: later changes to its weights don't reach the block.
@@ -80,24 +83,22 @@ class Workers:
         """
         if isinstance(actor, torch.nn.Module):
             actor = copy.deepcopy(actor).cpu()
-        arguments = (self._env.env_id, pickle.dumps(actor), sigma, stream, indices)
+        block = Pending(self, (self._env.env_id, pickle.dumps(actor), sigma, stream, indices))
         if self.num_workers == 0:
-            done = Future()
-            done.set_result(_run_pickled(*arguments))
-            return done
-        block = _Block(self, arguments)
-        self._unfinished = [b for b in self._unfinished if not b.done() or _is_lost(b)] + [block]
-        self._begin(block)
+            block.future.set_result(_run_block(*block.arguments))
+        else:
+            self.uncollected[block] = None
+            self._begin(block)
         return block
 
-    def _begin(self, block: _Block) -> None:
+    def _begin(self, block: Pending) -> None:
         if self._pool is None:
             # A fork server's children come from a process that never ran torch, CUDA or a thread: clean and fast.
             context = multiprocessing.get_context("forkserver")
             context.set_forkserver_preload(["torch", "dm_control.suite"])
             self._pool = ProcessPoolExecutor(self.num_workers, context, _initialise_worker)
         try:
-            block.future = self._pool.submit(_run_in_worker, *block.arguments)
+            block.future = self._pool.submit(_run_block, *block.arguments)
         except BrokenProcessPool as error:  # a worker died while none was busy; `result` begins the block again
             block.future = Future()
             block.future.set_exception(error)
@@ -107,21 +108,12 @@ class Workers:
                 "sockets fit, or run without them: --num-workers 0."
             ) from error
 
-    def run_again(self, error: BrokenProcessPool) -> None:
-        """Start new workers in place of a pool that lost one, and begin every unfinished block again.
-
-        Raises:
-            UserError: a block was running for the `MAX_TRIES`th time.
-        """
-        self.close()  # from here on no future changes
-        lost = [block for block in self._unfinished if _is_lost(block)]
-        for block in lost[: self.num_workers]:  # the others hadn't begun
-            block.tries += 1
-            if block.tries == MAX_TRIES:
-                raise UserError(f"{block} lost its worker {MAX_TRIES} times, at last by: {error!r}.")
-        print(f"a worker was lost in {lost[0]}: {error!r}; running it again.", file=sys.stderr)
-        for block in lost:
-            self._begin(block)
+    def run_again(self) -> None:
+        """Start new workers in place of a pool that lost one, and begin again what it hadn't finished."""
+        self.close()  # with that every future is done
+        for block in self.uncollected:
+            if block.future.exception() is not None:
+                self._begin(block)
 
     def episodes(
         self, actor: Actor, sigma: float, stream: tuple[int, ...], indices: range, desc: str
@@ -149,7 +141,7 @@ class Workers:
         cuts = [indices.start, *(i for i in indices[1:] if i % BLOCK == 0), indices.stop]
         blocks = (self.submit(actor, sigma, stream, range(*pair)) for pair in itertools.pairwise(cuts))
         if self.num_workers > 0:
-            blocks = iter(list(blocks))  # all at once; without workers one by one, for the progress bar
+            blocks = list(blocks)  # all at once; without workers one by one, for the progress bar
         for block in blocks:
             new = block.result()
             episodes += new
@@ -166,11 +158,6 @@ class Workers:
             process.kill()
         pool._result_queue._writer.close()  # else the pool waits for the rest of what a killed worker was sending
         pool.shutdown(cancel_futures=True)
-
-
-def _is_lost(block: _Block) -> bool:
-    future = block.future
-    return future.done() and not future.cancelled() and isinstance(future.exception(), BrokenProcessPool)
 
 
 def _initialise_worker() -> None:

@@ -18,7 +18,7 @@ import tyro
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from any folder
 
-from common import UserError, envs, files, recorded, rollouts, teachers
+from common import UserError, elsewhere, envs, files, rollouts, teachers
 from common.workers import Workers
 
 
@@ -57,7 +57,7 @@ def deploy(folder: Path, args: dict, cycle: int, missing: int, num_workers: int)
     stream, policy = (args["seed"], rollouts.DEPLOY, cycle), Exported(folder / "policy.torchscript")
     with contextlib.closing(Workers(envs.spec(args["env_id"]), num_workers)) as workers:
         episodes = workers.steps(policy, args["sigma"], stream, missing, "deploying")
-    recorded.write(folder / "episodes.npz", [episode._asdict() for episode in episodes])
+    elsewhere.write(folder / "episodes.npz", [episode._asdict() for episode in episodes])
 
 
 def annotate(folder: Path, teacher: teachers.Teacher) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 import tyro
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from common import UserError, recorded
+from common import UserError, elsewhere
 
 
 def load(name: str) -> Any:
@@ -46,7 +46,7 @@ def flatten(space: Any, values: Any) -> np.ndarray:
 
 
 def episodes(dataset: Any) -> list[dict[str, np.ndarray]]:
-    """The data set's episodes as `recorded.write` takes them.
+    """The data set's episodes as `elsewhere.write` takes them.
 
     Raises:
         UserError: actions aren't a Box with finite bounds, or one lies outside them.
@@ -85,8 +85,8 @@ class Args:
 
 def main(args: Args) -> None:
     """Write the file and say what is in it."""
-    recorded.write(args.path, episodes(load(args.dataset)))
-    recorded.main(recorded.Args(args.path))
+    elsewhere.write(args.path, episodes(load(args.dataset)))
+    elsewhere.main(elsewhere.Args(args.path))
 
 
 if __name__ == "__main__":

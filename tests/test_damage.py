@@ -14,11 +14,11 @@ import pytest
 import torch
 from small import CPU, TOY, differences, equal, make_args, result
 
-from common import UserError, envs, files, foreign, report, teachers
+from common import UserError, envs, files, report, teachers
 from common.workers import Workers
 
 SPEC = envs.spec(TOY["env_id"])
-VERSION = f"file{foreign.digest(TOY['env_id'])}"
+VERSION = f"file{envs.digest(TOY['env_id'])}"
 
 
 def flipped(data, bit):

@@ -12,7 +12,7 @@ import toy
 from small import CPU, LINE, ROOT, SMALL, TOY, differences, keep_replays, metrics, report, result, run_method, words
 
 import gbrl_d4pg
-from common import UserError, Waiting, envs, files, recorded, rollouts, snapshots, teachers
+from common import UserError, Waiting, elsewhere, envs, files, rollouts, snapshots, teachers
 from common.envs import EnvSpec
 from common.workers import Workers
 
@@ -96,7 +96,7 @@ def test_recorded_demonstrations_are_cloned_to_what_was_meant(tmp_path, demo_dir
     episodes = [episode._asdict() for episode in episodes_of(teacher, env, 2)]
     for episode in episodes:
         episode["intended_action"] = teacher.action(torch.from_numpy(episode["obs"][:-1])).numpy()
-    recorded.write(tmp_path / "mine.npz", episodes)
+    elsewhere.write(tmp_path / "mine.npz", episodes)
     replays = keep_replays(gbrl_d4pg, monkeypatch)
     flags = TOY | {"teacher": str(tmp_path / "mine.npz")}
     run_dir = run_method("bc", tmp_path / "run", demo_dir, **flags)
@@ -105,7 +105,7 @@ def test_recorded_demonstrations_are_cloned_to_what_was_meant(tmp_path, demo_dir
     returns = [float(episode["reward"].sum(dtype=np.float64)) for episode in episodes]
     assert report(run_dir)["teacher"]["return"]["mean"] == pytest.approx(np.mean(returns))
     for method in ("ta_qf", "tg:1"):
-        with pytest.raises(UserError, match="recorded episodes give demonstrations only; this method needs action"):
+        with pytest.raises(UserError, match="it gives demonstrations, and this method needs action"):
             run_method(method, tmp_path / "no", demo_dir, **flags)
 
 
@@ -136,31 +136,31 @@ def test_a_bad_episode_is_named(tmp_path):
         else:
             del episodes[1][name]
         with pytest.raises(UserError, match=sentence):
-            recorded.write(tmp_path / "bad.npz", episodes)
+            elsewhere.write(tmp_path / "bad.npz", episodes)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_file_that_does_not_fit_the_task_is_refused(tmp_path):
     path = tmp_path / "mine.npz"
-    recorded.write(path, made_up())
-    episodes, intended = recorded.read(path, EnvSpec("mine", 3, 2, 20))
+    elsewhere.write(path, made_up())
+    episodes, intended = elsewhere.read(path, EnvSpec("mine", 3, 2, 20))
     assert len(episodes) == 3 and np.array_equal(intended, np.concatenate([e.action for e in episodes]))
     for env, sentence in ((EnvSpec("mine", 4, 2, 20), r"mine has \(4,\)"), (EnvSpec("mine", 3, 2, 10), "ends at 10")):
         with pytest.raises(UserError, match=sentence):
-            recorded.read(path, env)
+            elsewhere.read(path, env)
     with pytest.raises(UserError, match=r"pendulum-swingup has \(3,\) and \(1,\)"):
-        recorded.main(recorded.Args(path, env_id="pendulum-swingup"))
+        elsewhere.main(elsewhere.Args(path, env_id="pendulum-swingup"))
     arrays = files.load_arrays(path, "recorded episodes")
     wide = {name: values.astype(np.float64) for name, values in arrays.items()}  # NumPy's own type
     files.save_arrays(tmp_path / "wide.npz", **wide)
-    for mine, theirs in zip(recorded.read(tmp_path / "wide.npz", None)[0], episodes, strict=True):
+    for mine, theirs in zip(elsewhere.read(tmp_path / "wide.npz", None)[0], episodes, strict=True):
         assert all(np.array_equal(a, b) and a.dtype == np.float32 for a, b in zip(mine, theirs, strict=True))
     files.save_arrays(tmp_path / "column.npz", **(arrays | {"reward": arrays["reward"][:, None]}))
     files.save_arrays(tmp_path / "empty.npz", **{name: values[:0] for name, values in arrays.items()})
     files.save_arrays(tmp_path / "lacking.npz", obs=arrays["obs"])
     for name, sentence in (("column", "must be one number a step"), ("empty", "no episodes"), ("lacking", "lacks the")):
         with pytest.raises(UserError, match=f"{name}.npz.*{sentence}"):
-            recorded.main(recorded.Args(tmp_path / f"{name}.npz"))
+            elsewhere.main(elsewhere.Args(tmp_path / f"{name}.npz"))
 
 
 def test_a_whole_episode_more_than_asked_is_refused_and_fewer_are_told_and_made_up_for(tmp_path, demo_dir, capsys):
@@ -201,7 +201,7 @@ class Clinic:
 
 def test_without_a_simulator_deployments_speak(tmp_path, demo_dir):
     (tmp_path / "clinic.py").write_text(CLINIC)
-    recorded.write(tmp_path / "mine.npz", made_up())
+    elsewhere.write(tmp_path / "mine.npz", made_up())
     env_id = f"{tmp_path}/clinic.py:Clinic"
     flags = {"env_id": env_id, "teacher": str(tmp_path / "mine.npz"), "actor_steps": 80, "learner_steps": 8}
     with pytest.raises(UserError, match="can't be simulated: --deploy elsewhere"):
@@ -211,7 +211,7 @@ def test_without_a_simulator_deployments_speak(tmp_path, demo_dir):
             run_method("bc", tmp_path / "run", demo_dir, deploy="elsewhere", **flags)
         policy = torch.jit.load(tmp_path / "run" / f"cycle_000{cycle}" / "policy.torchscript")
         assert policy(torch.zeros(4, 3)).shape == (4, 2)
-        recorded.write(tmp_path / "run" / f"cycle_000{cycle}" / "episodes.npz", made_up(2, seed=cycle))
+        elsewhere.write(tmp_path / "run" / f"cycle_000{cycle}" / "episodes.npz", made_up(2, seed=cycle))
     run_dir = run_method("bc", tmp_path / "run", demo_dir, deploy="elsewhere", **flags)
     content = report(run_dir)
     assert content["returns"].startswith("deployments") and content["clone"] is None and content["dip"] is None

@@ -11,7 +11,7 @@ import tyro
 from small import CPU, ROOT, SMALL, differences, report, result, run_method
 
 import gbrl_d4pg
-from common import UserError, envs, files, foreign, recorded, teachers
+from common import UserError, elsewhere, envs, files, teachers
 
 TASK = "cartpole-swingup"
 EXAMPLES = ROOT / "examples"
@@ -96,7 +96,7 @@ def test_preferences_are_asked_fitted_and_followed(tmp_path, capsys, monkeypatch
     copied.write_text((EXAMPLES / "preference_teacher.py").read_text())
     with pytest.raises(UserError, match="ask first: python examples/preference_teacher"):
         run_method("tg:1", tmp_path / "run", tmp_path / "demos", teacher=f"{copied}:Preferences", **SHORT)
-    module = foreign.load_class(f"{copied}:Follower")
+    module = envs.load_class(f"{copied}:Follower")
     example = sys.modules[module.__module__]
     monkeypatch.setattr(example, "EPISODES", 1)
     monkeypatch.setattr(example.Follower, "steps", 1)
@@ -131,7 +131,7 @@ def make_minari(name, obs_space, observations, low, high, actions, ends):
 def minari_example(tmp_path, monkeypatch):
     pytest.importorskip("minari")
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "datasets"))
-    return foreign.load_class(f"{EXAMPLES}/minari_demonstrations.py:Args").__module__
+    return envs.load_class(f"{EXAMPLES}/minari_demonstrations.py:Args").__module__
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:minari")
@@ -151,7 +151,7 @@ def test_a_minari_data_set_with_actions_scaled_by_its_bounds_and_dicts_in_the_or
     make_minari("made/here-v0", space, observations, [-0.4, 1], [0.4, 5], actions, [False, True])
     example.main(example.Args("made/here-v0", tmp_path / "mine.npz"))
     assert "mine.npz: 2 episodes, 6 steps, mean return 1.75" in capsys.readouterr().out
-    first, second = recorded.read(tmp_path / "mine.npz", envs.EnvSpec("made", 5, 2, 4))[0]
+    first, second = elsewhere.read(tmp_path / "mine.npz", envs.EnvSpec("made", 5, 2, 4))[0]
     np.testing.assert_allclose(first.action, [[1, -1], [-1, 0], [0.5, 1], [0, 0.5]], atol=1e-6)
     np.testing.assert_allclose(second.action, [[0.25, -0.5], [-0.5, 0]], atol=1e-6)
     assert second.obs.tolist() == [[t, *[10 * t] * 4] for t in range(3)]

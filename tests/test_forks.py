@@ -84,7 +84,7 @@ def test_a_fork_trains_resumes_and_reports(name, alone, tmp_path, demo_dir, monk
         obs = torch.randn(100, env.obs_size, generator=torch.Generator().manual_seed(0))
         torch.testing.assert_close(teachers.load(str(path), env, "actions", CPU).action(obs), policy(obs))
     if name == "another critic":
-        with pytest.raises(UserError, match="no action_gradient"):
+        with pytest.raises(UserError, match="it gives actions, and this method needs action_gradients"):
             teachers.load(str(path), env, "action_gradients", CPU)
 
 

@@ -123,15 +123,6 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(first, second):
         replay.append(batch)
 
 
-def test_many_short_episodes_find_room_for_their_last_observations():
-    """A thousandth more rows are there from the start, here 3; each cycle needs 500."""
-    replay, batches = make_replay([[1] * 500, [1] * 2500]), make_batches([[1] * 500] * 6)
-    for batch in batches:
-        replay.append(batch)
-    rows = sample(replay, 2000)
-    assert np.array_equal(rows["next_obs"], rows["obs"] + [0, 1]) and rows["obs"][:, 0].max() > 2900
-
-
 @settings(quick, max_examples=25)
 @given(st.lists(lengths, min_size=1, max_size=3), st.integers(1, 64), st.integers(0, 2**31))
 def test_sampling_is_uniform_over_what_was_appended(shape, batch_size, seed):
