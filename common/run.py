@@ -9,11 +9,11 @@ import contextlib
 import dataclasses
 import hashlib
 import importlib.metadata
+import itertools
 import math
 import platform
 import shlex
 import time
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,6 @@ from common import (
     teachers,
 )  # fmt: skip
 from common.envs import EnvSpec
-from common.interrupt import Interrupt
 from common.replay import Replay
 from common.rollouts import Actor, Episode
 from common.teachers import Teacher
@@ -91,137 +90,105 @@ class Run:
         self._demonstration_queries = 0
         self._parts: dict[str, Any] = {}
         self._bar: tqdm | None = None
-        self.dir = self._open()
+        self.dir = self._make_folder()
+        self._lock = files.lock(self.dir / ".lock")
         try:
             self._begin()
         except BaseException:
-            self._lock.close()
+            self._lock.release()
             raise
 
-    def _open(self) -> Path:
-        """Make the folder if there is none, and lock it."""
-        args = self.args
-        try:
-            if args.run_dir is not None:
-                path = Path(args.run_dir)
+    def _make_folder(self) -> Path:
+        """The folder, made if there is none."""
+        if self.args.run_dir is not None:
+            path = Path(self.args.run_dir)
+            with files.writing(path):
                 path.mkdir(parents=True, exist_ok=True)
-                # A start that was cut off before args.json leaves these.
-                known = {self._script.name, "versions.json", "cycle_0000", "teacher.json", "metrics.jsonl", CHECKPOINT}
-                strange = [p for p in path.iterdir() if p.name not in known and not p.name.startswith(".")]
-                if strange and not (path / "args.json").exists():
-                    raise UserError(f"--run-dir {path} is neither empty nor a run.")
-            else:
-                task, stamp = Path(args.env_id).name.replace(":", "-"), int(time.time())
-                while True:
-                    path = Path("runs") / f"{task}__{self.name.replace(':', '-')}__{args.seed}__{stamp}"
-                    try:
-                        path.mkdir(parents=True)
-                        break
-                    except FileExistsError:  # another run was started in the same second
-                        stamp += 1
-            self._lock = files.lock(path / ".lock", wait=False)
-        except BlockingIOError:
-            raise UserError(f"{path} is in use by another process.") from None
-        except OSError as error:
-            raise UserError(f"the run folder can't be written: {error.strerror} ({error.filename}).") from error
-        return path
+            return path
+        task, name = Path(self.args.env_id).name.replace(":", "-"), self.name.replace(":", "-")
+        for stamp in itertools.count(int(time.time())):  # another run may have been started in the same second
+            path = Path("runs") / f"{task}__{name}__{self.args.seed}__{stamp}"
+            with files.writing(path), contextlib.suppress(FileExistsError):
+                path.mkdir(parents=True)
+                return path
 
     def _begin(self) -> None:
         """Read or write what the folder says of the run, and start the metrics file, wandb and the workers."""
-        args, path = self.args, self.dir / "args.json"
-        sha256 = None if self.teacher is None else self.teacher.sha256
-        self._saved = None
-        if path.exists():
-            self._refuse_another_run(sha256)
+        args, path, checkpoint = self.args, self.dir / "args.json", self.dir / CHECKPOINT
+        self._content = {"script": self._script.name, "name": self.name}
+        self._content["teacher_sha256"] = None if self.teacher is None else self.teacher.sha256
+        self._content["env"] = foreign.digest(args.env_id) if foreign.is_reference(args.env_id) else args.env_id
+        device = launch.learner_device(args)
+        device_name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+        is_new = not path.exists()
+        if is_new:  # a start that was cut off leaves two of its files
+            known = {self._script.name, "versions.json"}
+            if any(file.name not in known and not file.name.startswith(".") for file in self.dir.iterdir()):
+                raise UserError(f"--run-dir {self.dir} is neither empty nor a run.")
+        else:
+            launch.saved_args(type(args), self.dir)  # of this script
+            self._refuse_another(self.dir, launch.FREE_FLAGS)
+            self._note_changes()
             for folder in (self.dir, *self.dir.glob("cycle_*")):
                 files.remove_leftovers(folder)
             (self.dir / elsewhere.WAITING).unlink(missing_ok=True)
-            if (self.dir / CHECKPOINT).exists():
-                cure = "restore it, or delete it: the run then begins again, to the same end"
-                self._saved = files.load_torch(self.dir / CHECKPOINT, "checkpoint", cure)
-        borrowed = self._saved is None and args.pretrained is not None
-        lines = self._load_pretrained(Path(args.pretrained), sha256) if borrowed else b""
-        place = None if borrowed or self._saved is None else self._saved["metrics"]
-        self._metrics = metrics.Metrics(self.dir / "metrics.jsonl", place)
-        self._metrics.copy(lines)
-        if not path.exists():
+        take_over = self._check_pretrained() if args.pretrained and not checkpoint.exists() else None
+        if is_new:
             files.write_atomically(self.dir / self._script.name, self._script.read_bytes())
-            device = launch.learner_device(args)
-            name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-            files.save_json(self.dir / "versions.json", versions(self._script) | {"device": name, "changes": []})
-            content = {"script": self._script.name, "name": self.name, "teacher_sha256": sha256, "env": self._env()}
-            # args.json last: a folder with it is a run
-            files.save_json(path, content | {"args": dataclasses.asdict(args)})
-            tqdm.write(f"new run {self.dir}, learning on {name}")
+            files.save_json(self.dir / "versions.json", versions(self._script) | {"device": device_name, "changes": []})
+            files.save_json(path, self._content | {"args": dataclasses.asdict(args)})  # from now on it holds a run
+            tqdm.write(f"new run {self.dir}, learning on {device_name}")
+        for file, data in (take_over or {}).items():
+            files.write_atomically(self.dir / file, data)
+        cure = "restore it, or delete it: the run then begins again, to the same end"
+        self._saved = files.load_torch(checkpoint, "checkpoint", cure) if checkpoint.exists() else None
+        self._metrics = metrics.Metrics(self.dir / "metrics.jsonl", self._saved["lines"] if self._saved else 0)
         if args.track:
             self._metrics.track()
-        self._stopwatch.before = self._saved["wall_s"] if self._saved else 0.0
         self._workers = Workers(self.env, args.num_workers)
         again = shlex.join(["python", str(self._script), "--resume", str(self.dir.resolve())])
-        self._interrupt = Interrupt(f"go on with: {again}")
+        self._interrupt = launch.Interrupt(f"go on with: {again}")
 
-    def _env(self) -> str:
-        """The task as what it is: a name, or the hash of your own file and class."""
-        return foreign.digest(self.args.env_id) if foreign.is_reference(self.args.env_id) else self.args.env_id
+    def _refuse_another(self, folder: Path, may_differ: set[str]) -> None:
+        """Raise UserError if the run in `folder` has another flag, task or teacher than this one."""
+        other = files.load_json(folder / "args.json", "arguments")
+        # Of your own files the content counts, not the path.
+        mine, theirs = (
+            {"env_id": content["env"], "teacher": f"of SHA-256 {content['teacher_sha256']}"}
+            for content in (self._content, other)
+        )
+        if found := launch.difference(dataclasses.replace(self.args, **mine), other["args"] | theirs, may_differ):
+            flag, now, before = found
+            raise UserError(f"{folder} was started with {flag} {before}, not {now}; start in a new folder.")
 
-    def _refuse_another_run(self, teacher_sha256: str | None) -> None:
-        """Raise UserError if flags or teacher aren't those of the start; say so if code or packages aren't."""
-        launch.saved_args(type(self.args), self.dir)
-        saved = files.load_json(self.dir / "args.json", "arguments")
-        # What counts is the content of the user's files, not their paths.
-        if found := launch.difference(self.args, saved["args"], launch.FREE_FLAGS | {"teacher", "env_id"}):
-            flag, value, before = found
-            raise UserError(f"{flag} {value} can't be changed in a run that was started with {flag} {before}.")
-        if saved["env"] != self._env():
-            task = saved["args"]["env_id"]
-            raise UserError(
-                f"{self.dir} was started on --env-id {task}, {saved['env']}, not {self.args.env_id}, {self._env()}."
-            )
-        if teacher_sha256 != saved["teacher_sha256"]:
-            raise UserError(
-                f"{self.dir} was started with another teacher: --teacher {saved['args']['teacher']} had SHA-256 "
-                f"{saved['teacher_sha256']}, {self.args.teacher} has {teacher_sha256}; bring it back, or start in a "
-                "new folder."
-            )
+    def _note_changes(self) -> None:
+        """Say and write down which code and packages have changed since the run was started."""
         path, now = self.dir / "versions.json", versions(self._script)
         before = files.load_json(path, "versions")
-        pairs = {name: (before[name], now[name]) for name in PACKAGES}
-        pairs |= {name: (before["code"].get(name), now["code"].get(name)) for name in before["code"] | now["code"]}
-        if changed := {name: list(pair) for name, pair in pairs.items() if pair[0] != pair[1]}:
+        pairs = {name: [before[name], now[name]] for name in PACKAGES}
+        pairs |= {name: [before["code"].get(name), now["code"].get(name)] for name in before["code"] | now["code"]}
+        if changed := {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}:
             tqdm.write(f"warning: {', '.join(changed)} changed since this run was started; its report will say so.")
             files.save_json(path, before | now | {"changes": [*before["changes"], changed]})
 
-    def _load_pretrained(self, source: Path, teacher_sha256: str | None) -> bytes:
-        """Take over what cycle 0 of the run in `source` left; returns its lines of metrics.
+    def _check_pretrained(self) -> dict[str, bytes]:
+        """What cycle 0 of the run that `--pretrained` names has left: files, the checkpoint last.
 
         All flags that both runs have must agree, but for the inherited ones, cycles and budget.
 
         Raises:
             UserError: its pre-training isn't finished, or isn't what these flags and this teacher would make.
         """
-        path, name = source / "cycle_0000" / CHECKPOINT, f"--pretrained {source}"
-        if not path.exists():
-            raise UserError(f"{name}: it holds no run that has finished its pre-training.")
-        other = files.load_json(source / "args.json", "arguments")
-        content = files.load_torch(path, "checkpoint")
-        may_differ = launch.INHERITED | launch.CYCLES_AND_BUDGET | {"teacher", "env_id"}
-        if found := launch.difference(self.args, other["args"], may_differ):
-            flag, value, theirs = found
-            raise UserError(f"{name}: it was made with {flag} {theirs}, not {value}.")
-        if other["env"] != self._env():
-            raise UserError(f"{name}: it was made on {other['args']['env_id']}, {other['env']}, not {self._env()}.")
-        if other["teacher_sha256"] != teacher_sha256:
-            hashes = f"SHA-256 {other['teacher_sha256']}, not {teacher_sha256}"
-            raise UserError(f"{name}: it was cloned from another teacher, {hashes}.")
-        place, path = content["metrics"], source / "metrics.jsonl"
-        lines = path.read_bytes()[: place["bytes"]] if path.exists() else b""
-        if zlib.crc32(lines) != place["crc"]:
-            raise UserError(f"{name}: its metrics.jsonl isn't what it wrote.")
-        for file in [*(source / "cycle_0000").glob("*.*"), source / "teacher.json"]:
-            if file.is_file() and not file.name.startswith("."):
-                files.write_atomically(self.dir / file.relative_to(source), file.read_bytes())
-        self._saved = content
-        return lines
+        source = Path(self.args.pretrained)
+        checkpoint = source / "cycle_0000" / CHECKPOINT
+        if not checkpoint.exists():
+            raise UserError(f"--pretrained {source}: it holds no run that has finished its pre-training.")
+        self._refuse_another(source, launch.INHERITED | launch.CYCLES_AND_BUDGET)
+        lines = files.load_torch(checkpoint, "checkpoint")["lines"]
+        found = [path for path in [*(source / "cycle_0000").glob("[!.]*"), source / "teacher.json"] if path.is_file()]
+        content = {str(path.relative_to(source)): path.read_bytes() for path in found}
+        content["metrics.jsonl"] = metrics.first_lines(source / "metrics.jsonl", lines)
+        return content | {CHECKPOINT: checkpoint.read_bytes()}
 
     def __enter__(self) -> "Run":
         self._interrupt.start()
@@ -233,7 +200,7 @@ class Run:
         failed = kind is not None and not issubclass(kind, Waiting)
         with contextlib.suppress(OSError):  # of a full disk, which was reported when a line was written
             self._metrics.close(int(failed), preempted=failed and issubclass(kind, Interrupted))
-        self._lock.close()
+        self._lock.release()
 
     # ---- restore, count, save
 
@@ -255,12 +222,13 @@ class Run:
                     f"{self.dir} was learned on another kind of device than {part.device.type}, whose random numbers "
                     "differ: continue it where there is one like it."
                 )
-            (part.set_state if isinstance(part, torch.Generator) else part.load_state_dict)(mine)
+            part.set_state(mine) if isinstance(part, torch.Generator) else part.load_state_dict(mine)
         torch.set_rng_state(self._saved["state"]["torch"])
         if len(self._saved["state"]["cuda"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all(self._saved["state"]["cuda"])
         self.cycle, self.step = self._saved["cycle"], self._saved["step"]
-        self._stopwatch.seconds, self._metrics.last_return = self._saved["seconds"], self._saved["last_return"]
+        self._metrics.last_return = self._saved["last_return"]
+        self._stopwatch.seconds.update(self._saved["seconds"])  # adds to what has been since
         self._saved = None  # it is as large as the networks and their optimisers
         for cycle in range(1, self.cycle):
             episodes = self._read_batch(cycle)
@@ -269,8 +237,6 @@ class Run:
             replay.append(episodes, self._annotations(cycle, episodes, None))
             self.actor_step += rollouts.num_steps(episodes)
         tqdm.write(f"continuing {self.dir} in cycle {self.cycle} at step {self.step}")
-        if not (self.dir / CHECKPOINT).exists():  # it began from another run's clone; now it stands alone
-            self._save_checkpoint()
 
     def steps(self, first: int, last: int, desc: str) -> Iterator[int]:
         """Count the steps of this cycle from `first`, or from `step` in a continued run, to `last` - 1.
@@ -309,16 +275,15 @@ class Run:
     def _save_checkpoint(self) -> None:
         """Save everything as it is before `self.step` of this cycle, and end the run if a signal has arrived."""
         with self.timed("waiting for evaluations"):
-            self._metrics.flush(wait=True)
+            self._metrics.flush(at_most=0)
         self._check_finite()
         with self._interrupt.later(), self.timed("writing"):
             parts = {
                 n: p.get_state() if isinstance(p, torch.Generator) else p.state_dict() for n, p in self._parts.items()
             }
             state = {"parts": parts, "torch": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
-            content = {"cycle": self.cycle, "step": self.step, "state": state, "metrics": self._metrics.place()}
-            content |= {"wall_s": self._stopwatch.total, "seconds": self._stopwatch.seconds}
-            content |= {"last_return": self._metrics.last_return}
+            content = {"cycle": self.cycle, "step": self.step, "state": state, "seconds": dict(self._stopwatch.seconds)}
+            content |= {"lines": self._metrics.lines, "last_return": self._metrics.last_return}
             if (self.cycle, self.step) == (1, 0):  # for runs with --pretrained
                 files.save_torch(self.cycle_dir(0) / CHECKPOINT, content)
             files.save_torch(self.dir / CHECKPOINT, content)
@@ -444,19 +409,7 @@ class Run:
         with self.timed("writing"):
             snapshots.save(folder / "snapshot.pt", self.env, policy, critic, metadata)
         if self.args.capture_video:
-            evaluate.film_apart(folder / "snapshot.pt", folder / "video.gif")
-
-    def _check_policy(self, folder: Path) -> None:
-        """Say if a kept policy is lost or damaged, and score it again if only its evaluation is lost."""
-        try:
-            metadata = files.load_torch(folder / "snapshot.pt", "policy snapshot")["metadata"]
-            if self.env.simulated and not (folder / "evaluation.json").exists():
-                actor = snapshots.load(folder / "snapshot.pt", torch.device("cpu")).action
-                self._score(folder / "evaluation.json", actor, metadata["cycle"], metadata["learner_step"])
-        except UserError as error:
-            if self.env.simulated and not (folder / "evaluation.json").exists():
-                raise
-            tqdm.write(str(error))
+            evaluate.film(folder / "snapshot.pt", folder / "video.gif")
 
     # ---- what it says
 
@@ -475,9 +428,9 @@ class Run:
             evaluate: a policy whose noise-free return belongs into the line as `eval/episodic_return`. It is run in
                 the workers, as it is now, and the line waits for it.
         """
-        clock = {"cycle": self.cycle, "actor_step": self.actor_step, "learner_step": step if self.cycle > 0 else 0}
-        clock |= {"pretrain_step": step} if self.cycle == 0 else {}
-        clock |= {"wall_s": round(self._stopwatch.total, 3)}
+        clock = {"cycle": self.cycle, "actor_step": self.actor_step, "learner_step": step}
+        clock |= {"learner_step": 0, "pretrain_step": step} if self.cycle == 0 else {}
+        clock |= {"wall_s": round(self._stopwatch.total(), 3)}
         values, self._sps = values | {"charts/SPS": self._sps}, None
         if self._bar is not None and self.cycle > 0:
             start, began = self._counted_from
@@ -485,7 +438,7 @@ class Run:
         pending = None
         with self.timed("waiting for evaluations"):
             if evaluate is not None and self.args.eval_episodes > 0 and self.env.simulated:
-                self._metrics.wait_for_evaluations(at_most=2 * self._workers.num_workers)
+                self._metrics.flush(at_most=2 * self._workers.num_workers)
                 stream = (self.args.seed, rollouts.EVALUATE, math.ceil(step / self.args.eval_every))
                 pending = self._workers.submit(evaluate, 0.0, stream, range(self.args.eval_episodes))
             self._metrics.add(clock, values, pending)
@@ -499,18 +452,17 @@ class Run:
             queries: how often annotations and learning asked the teacher; the lines of metrics say the rest.
         """
         with self.timed("report"):
-            self._metrics.flush(wait=True)
+            self._metrics.flush(at_most=0)
             if self.teacher is not None:
                 self.score_teacher()  # if that is lost
             for cycle in filter(self._kept, range(self.args.num_cycles + 1)):
-                self._check_policy(self.cycle_dir(cycle))
+                path = self.cycle_dir(cycle) / "evaluation.json"
+                if self.env.simulated and not path.exists():  # it is lost
+                    snapshot = snapshots.load(path.with_name("snapshot.pt"), torch.device("cpu"))
+                    self._score(path, snapshot.action, cycle, snapshot.metadata["learner_step"])
             if self.args.annotate == "elsewhere":
                 states = [files.load_arrays(path, "states") for path in sorted(self.dir.glob("cycle_*/states.npz"))]
                 queries["states_annotated"] = sum(len(found["index"]) for found in states)
-            for line in report.read_metrics(self.dir / "metrics.jsonl"):
-                for name in (name for name in line if name.startswith("teacher/") and name.endswith("_queries")):
-                    key = name.removeprefix("teacher/")
-                    queries[key] = queries.get(key, 0) + int(line[name])
             report.make_report(self.dir, queries, self._stopwatch.seconds)
             picture = report.draw_learning_curve(self.dir)
         self._metrics.finish_wandb()

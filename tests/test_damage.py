@@ -2,7 +2,6 @@
 
 import errno
 import fcntl
-import json
 import os
 import random
 import re
@@ -49,7 +48,6 @@ def damage(path, how):
 
 RESTORE = "restore it from a copy, or start again in a new folder"
 BEGINS = r"checkpoint\.pt is damaged .*restore it, or delete it: the run then begins again, to the same end"
-SNAPSHOT = r"(?s)snapshot\.pt (is damaged|can't be read).*policies "  # before the last lines
 # File: what is said when it is lost, and when it is damaged; None where it isn't missed.
 FILES = {
     "args.json": ("neither empty nor a run", RESTORE),
@@ -59,7 +57,7 @@ FILES = {
     "checkpoint.pt": (None, BEGINS),
     "cycle_0000/evaluation.json": (None, files.REMAKE),
     "cycle_0001/evaluation.json": (None, files.REMAKE),
-    "cycle_0001/snapshot.pt": (SNAPSHOT, SNAPSHOT),
+    "cycle_0001/snapshot.pt": (None, None),
     "cycle_0001/snapshot.pt cycle_0001/evaluation.json": ("snapshot.pt can't be read", files.REMAKE),
     "cycle_0001/batch.npz": ("lost its batch of cycle 1; start again in a new folder", RESTORE),
     "cycle_0002/batch.npz": (None, "batch.npz is damaged .*deployed again"),
@@ -90,7 +88,7 @@ def test_a_damaged_file_of_a_run(names, how, stopped, alone, tmp_path, demo_dir,
                     shutil.copy(stopped / path.relative_to(tmp_path / "run"), path)
     said, sentence = "".join(capsys.readouterr()), FILES[names][how != "lost"]
     if sentence is None:
-        assert not any(path.name in said for path in paths)
+        assert not any(str(path) in said for path in paths)
     else:
         assert re.search(sentence, said) and (str(tmp_path / "run") in said)
     if "snapshot.pt" in names:  # of a past cycle, which is not made again
@@ -157,8 +155,8 @@ def test_a_file_system_without_locks_is_told(tmp_path, monkeypatch):
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
     monkeypatch.setattr(fcntl, "flock", unknown)
-    with pytest.raises(UserError, match=r"\.lock can't be locked .Function not implemented.: choose a file system"):
-        files.lock(tmp_path / ".lock", wait=False)
+    with pytest.raises(UserError, match=r"\.lock can't be locked .Function not implemented.: choose .* a file system"):
+        files.lock(tmp_path / ".lock")
 
 
 # ---- any file
@@ -179,7 +177,7 @@ def test_no_file_can_run_code(tmp_path):
     files.save_torch(tmp_path / "bad.pt", {"x": bad})
     files.save_arrays(tmp_path / "bad.npz", obs=np.array([bad], dtype=object))
     for name, read in (("bad.pt", files.load_torch), ("bad.npz", files.load_arrays)):
-        with pytest.raises(UserError, match=f"{name} is damaged .it isn't plain"):
+        with pytest.raises(UserError, match=f"{name} is damaged "):
             read(tmp_path / name, "file")
     assert not (tmp_path / "ran").exists()
 
@@ -232,29 +230,21 @@ def test_every_flipped_bit_of_a_pt_file_is_found_or_changes_nothing(tmp_path):
         assert outcome(read, path, flipped(good, bit)) is None, bit
 
 
-def test_the_checksum_of_an_older_json_file_is_left_out(tmp_path):
-    (tmp_path / "old.json").write_text('{"x": 1, "sha256": "ab12"}')
-    assert files.load_json(tmp_path / "old.json", "file") == {"x": 1}
-    files.save_json(tmp_path / "new.json", {"x": 1})
-    assert json.loads((tmp_path / "new.json").read_text()) == {"x": 1}
+def test_what_is_no_dict_is_damaged(tmp_path):
     (tmp_path / "list.json").write_text("[1]")
     with pytest.raises(UserError, match=r"list\.json is damaged .it is a list, not a dict.; restore it"):
         files.load_json(tmp_path / "list.json", "file")
 
 
 def test_a_lock_is_held_against_other_processes_until_it_is_closed(tmp_path):
-    code = f"from pathlib import Path; from common import files; files.lock(Path({str(tmp_path / 'l')!r}), wait=False)"
+    code = f"from pathlib import Path; from common import files; files.lock(Path({str(tmp_path / 'l')!r}))"
 
     def taken():
         done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-        assert done.returncode == 0 or "BlockingIOError" in done.stderr
+        assert done.returncode == 0 or "in use by another process" in done.stderr
         return done.returncode != 0
 
-    held = files.lock(tmp_path / "l", wait=False)
+    held = files.lock(tmp_path / "l")
     assert taken()
-    held.close()
+    held.release()
     assert not taken()
-    with files.lock(tmp_path / "l", wait=True):
-        assert taken()
-    with pytest.raises(FileNotFoundError):
-        files.lock(tmp_path / "nowhere" / "l", wait=False)
