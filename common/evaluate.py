@@ -92,17 +92,16 @@ def _with_renderer(env_id: str, function: str, *words: str) -> None:
     if not envs.is_suite(env_id):
         raise UserError(f"no video: {env_id} isn't a task of dm_control's, and only those are drawn.")
     wanted = os.environ.get("MUJOCO_GL", "")
-    names = ["egl", "osmesa"] if wanted in ("", "disabled") else [wanted]
-    code = f"import sys; from common import evaluate; evaluate.{function}(*sys.argv[1:])"
-    for name in names:
+    code, failed = f"import sys; from common import evaluate; evaluate.{function}(*sys.argv[1:])", []
+    for name in ["egl", "osmesa"] if wanted in ("", "disabled") else [wanted]:
         command, env = [sys.executable, "-c", code, *words], os.environ | {"MUJOCO_GL": name}
         done = subprocess.run(command, cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True)
         if done.returncode == 0:
             return
-    reason = (done.stderr.strip().splitlines() or [f"it ended with status {done.returncode}"])[-1]
+        failed += [f"{name}: {(done.stderr.strip().splitlines() or [f'status {done.returncode}'])[-1]}"]
     raise UserError(
-        f"no video: MuJoCo can't draw with MUJOCO_GL={' or '.join(names)} ({reason}); install OSMesa (Debian: apt-get "
-        "install libosmesa6), or libegl1 and a GPU driver for EGL, or set MUJOCO_GL=glfw on a desktop."
+        f"no video: MuJoCo can't draw ({'; '.join(failed)}); install OSMesa (Debian: apt-get install libosmesa6), or "
+        "libegl1 and a GPU driver for EGL, or set MUJOCO_GL=glfw on a desktop."
     )
 
 

@@ -157,10 +157,8 @@ def run_name(args: Any, env: EnvSpec, method: Callable[[Any], str], resolve: Cal
     for flag in fields:  # in the order of the script
         value = getattr(args, flag)
         if flag not in said | setting | measuring | INHERITED and value != getattr(default, flag):
-            text = flag.replace("_", "-")
-            name += (
-                f",{text}" if value is True else f",{text}:{value:g}" if type(value) is float else f",{text}:{value}"
-            )
+            number = f"{value:g}" if type(value) is float else value
+            name += f",{flag.replace('_', '-')}" + ("" if value is True else f":{number}")
     return name
 
 

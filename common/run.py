@@ -7,6 +7,7 @@ after it is done again, from the same seeds.
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import importlib.metadata
 import itertools
@@ -14,7 +15,7 @@ import math
 import platform
 import shlex
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,14 +49,12 @@ PACKAGES = ("torch", "numpy", "dm-control", "mujoco")
 CHECKPOINT = "checkpoint.pt"
 
 
-def versions(script: Path) -> dict[str, Any]:
+def versions(script: Path) -> dict[str, str]:
     """What a reader needs to repeat a run: packages, machine, and the SHA-256 of the script and of `common/`."""
     found = {name: importlib.metadata.version(name) for name in PACKAGES}
     found |= {"python": platform.python_version(), "machine": platform.machine(), "system": platform.system()}
-    paths = [script, *sorted(Path(__file__).parent.glob("*.py"))]
-    names = [path.name if path is script else f"common/{path.name}" for path in paths]
-    code = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in zip(names, paths, strict=True)}
-    return found | {"code": code}
+    names = {f"common/{path.name}": path for path in sorted(Path(__file__).parent.glob("*.py"))} | {script.name: script}
+    return found | {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in names.items()}
 
 
 class Run:
@@ -165,11 +164,11 @@ class Run:
         """Say and write down which code and packages have changed since the run was started."""
         path, now = self.dir / "versions.json", versions(self._script)
         before = files.load_json(path, "versions")
-        pairs = {name: [before[name], now[name]] for name in PACKAGES}
-        pairs |= {name: [before["code"].get(name), now["code"].get(name)] for name in before["code"] | now["code"]}
+        known, changes = {name: before[name] for name in before if name not in ("device", "changes")}, before["changes"]
+        pairs = {name: [known.get(name), now.get(name)] for name in known | now}
         if changed := {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}:
             tqdm.write(f"warning: {', '.join(changed)} changed since this run was started; its report will say so.")
-            files.save_json(path, before | now | {"changes": [*before["changes"], changed]})
+            files.save_json(path, before | now | {"changes": [*changes, changed]})
 
     def _check_pretrained(self) -> dict[str, bytes]:
         """What cycle 0 of the run that `--pretrained` names has left: files, the checkpoint last.
@@ -227,13 +226,10 @@ class Run:
         if len(self._saved["state"]["cuda"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all(self._saved["state"]["cuda"])
         self.cycle, self.step = self._saved["cycle"], self._saved["step"]
-        self._metrics.last_return = self._saved["last_return"]
         self._stopwatch.seconds.update(self._saved["seconds"])  # adds to what has been since
         self._saved = None  # it is as large as the networks and their optimisers
         for cycle in range(1, self.cycle):
-            episodes = self._read_batch(cycle)
-            if episodes is None:
-                raise UserError(f"{self.dir} has lost its batch of cycle {cycle}; start again in a new folder.")
+            episodes, _ = rollouts.unpack(files.load_arrays(self.cycle_dir(cycle) / "batch.npz", "batch"))
             replay.append(episodes, self._annotations(cycle, episodes, None))
             self.actor_step += rollouts.num_steps(episodes)
         tqdm.write(f"continuing {self.dir} in cycle {self.cycle} at step {self.step}")
@@ -283,7 +279,7 @@ class Run:
             }
             state = {"parts": parts, "torch": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
             content = {"cycle": self.cycle, "step": self.step, "state": state, "seconds": dict(self._stopwatch.seconds)}
-            content |= {"lines": self._metrics.lines, "last_return": self._metrics.last_return}
+            content |= {"lines": self._metrics.lines}
             if (self.cycle, self.step) == (1, 0):  # for runs with --pretrained
                 files.save_torch(self.cycle_dir(0) / CHECKPOINT, content)
             files.save_torch(self.dir / CHECKPOINT, content)
@@ -308,20 +304,14 @@ class Run:
     def demonstrations(self) -> tuple[list[Episode], dict[str, np.ndarray]]:
         """The teacher's episodes, and what is known of them.
 
-        A snapshot's are cached in `--demo-dir`, those of your own class kept as `cycle_0000/batch.npz`.
-
-        Of recorded episodes that is `teacher_action`, what was meant, (their steps, action_size); others can be asked.
+        A snapshot's are cached in `--demo-dir`, those of your own class kept as `cycle_0000/batch.npz`. What is known
+        of recorded episodes is `teacher_action`, what was meant, (their steps, action_size); others can be asked.
         """
         with self.timed("demonstrations"):
-            num_episodes, sigma = self.args.demo_episodes, self.args.demo_sigma
-            path, where = self.cycle_dir(0) / "batch.npz", Path(self.args.demo_dir)
+            arguments = self.teacher, self.env, self.args.demo_episodes, self.args.demo_sigma, Path(self.args.demo_dir)
+            make = functools.partial(teachers.demonstrations, *arguments, self._workers)
             own = isinstance(self.teacher, teachers.UserTeacher)
-            if own and path.exists():
-                episodes = rollouts.unpack(files.load_arrays(path, "demonstrations", files.REMAKE))[0]
-            else:
-                episodes = teachers.demonstrations(self.teacher, self.env, num_episodes, sigma, where, self._workers)
-                if own:
-                    files.save_arrays(path, **rollouts.pack(episodes, [0] * len(episodes)))
+            episodes = self._batch(0, make) if own else make()
         self._demonstration_queries = 2 * rollouts.num_steps(episodes)
         if isinstance(self.teacher, teachers.Recorded):
             self._demonstration_queries = 0
@@ -350,28 +340,30 @@ class Run:
             Waiting: a file isn't there yet.
             UserError: the policy or the environment returned nonsense.
         """
+        missing = actor_steps - self.actor_step
+
+        def run() -> list[Episode]:
+            if self.args.deploy == "elsewhere":
+                return elsewhere.deployed(self.cycle_dir(self.cycle), policy, sigma, self.env, missing)
+            began, stream = time.perf_counter(), (self.args.seed, rollouts.DEPLOY, self.cycle)
+            episodes = self._workers.steps(policy, sigma, stream, missing, f"cycle {self.cycle}, deploying")
+            self._sps = rollouts.num_steps(episodes) / (time.perf_counter() - began)
+            return episodes
+
         with self.timed("deploying"):
-            missing, folder, episodes = actor_steps - self.actor_step, self.cycle_dir(self.cycle), None
-            try:
-                episodes = self._read_batch(self.cycle)
-            except UserError as error:
-                tqdm.write(f"{error} It is deployed again.")  # by the same policy and seeds, so it is the very same
-            if episodes is None:
-                if self.args.deploy == "elsewhere":
-                    episodes = elsewhere.deployed(folder, policy, sigma, self.env, missing)
-                else:
-                    began, stream = time.perf_counter(), (self.args.seed, rollouts.DEPLOY, self.cycle)
-                    episodes = self._workers.steps(policy, sigma, stream, missing, f"cycle {self.cycle}, deploying")
-                    self._sps = rollouts.num_steps(episodes) / (time.perf_counter() - began)
-                files.save_arrays(folder / "batch.npz", **rollouts.pack(episodes, [self.cycle] * len(episodes)))
+            episodes = self._batch(self.cycle, run)
             annotations = self._annotations(self.cycle, episodes, policy)
         self.actor_step += rollouts.num_steps(episodes)
         return episodes, annotations
 
-    def _read_batch(self, cycle: int) -> list[Episode] | None:
-        """The batch of a cycle, None if there is none. Raises UserError if it is damaged."""
+    def _batch(self, cycle: int, make: Callable[[], list[Episode]]) -> list[Episode]:
+        """The episodes in a cycle's folder; where there are none, they are made and written."""
         path = self.cycle_dir(cycle) / "batch.npz"
-        return rollouts.unpack(files.load_arrays(path, "batch"))[0] if path.exists() else None
+        if path.exists():
+            return rollouts.unpack(files.load_arrays(path, "batch", files.REMAKE))[0]
+        episodes = make()
+        files.save_arrays(path, **rollouts.pack(episodes, [cycle] * len(episodes)))
+        return episodes
 
     def _annotations(
         self, cycle: int, episodes: list[Episode], policy: torch.nn.Module | None
