@@ -9,5 +9,5 @@ class Waiting(Exception):
     """A run has stopped until somebody brings what it asked for; `launch.launch` prints its sentence."""
 
 
-class Interrupted(Exception):
+class Interrupted(BaseException):  # like KeyboardInterrupt: nothing that handles errors catches it
     """A signal arrived; everything that a later `--resume` needs is on the disk."""

@@ -15,6 +15,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,10 +29,6 @@ ROOT = Path(__file__).resolve().parent.parent
 STREAM = 0x6576616C  # ASCII "eval"; a run's streams start with its seed, which nobody sets to 1702257004
 HEIGHT, WIDTH, MAX_FRAMES = 240, 320, 250  # a GIF of 1 MB or less [ours]
 PLAIN = {"shadow": False, "reflection": False}  # without a GPU these two take 60 % of the drawing time
-PROBE = (
-    "from dm_control import suite; env = suite.load('pendulum', 'swingup'); env.reset(); "
-    "print('drawn', env.physics.render(64, 64, camera_id=0).std() > 0); env.close()"
-)
 
 
 @dataclass
@@ -56,13 +53,11 @@ def find_snapshot(path: Path) -> Path:
     """The snapshot at `path`: the file itself, a cycle's, or that of a run's last cycle. UserError if there is none."""
     if not path.is_dir():
         return path
-    found = [
-        *path.glob("snapshot.pt"),
-        *sorted(path.glob("cycle_*/snapshot.pt"), key=lambda p: -int(p.parent.name[6:])),
-    ]
+    cycles = sorted(path.glob("cycle_*/snapshot.pt"), key=lambda found: int(found.parent.name[6:]))
+    found = [*cycles, *path.glob("snapshot.pt")]
     if not found:
         raise UserError(f"{path} holds no snapshot.pt, neither itself nor in a cycle_KKKK folder.")
-    return found[0]
+    return found[-1]
 
 
 def score(snapshot: snapshots.Snapshot, episodes: int, seed: int, num_workers: int) -> np.ndarray:
@@ -72,94 +67,84 @@ def score(snapshot: snapshots.Snapshot, episodes: int, seed: int, num_workers: i
     return np.array([episode.episodic_return for episode in done])
 
 
-def choose_renderer() -> None:
-    """Set MUJOCO_GL to what the user set, else EGL, else OSMesa: the first that really draws.
-
-    A failed back end can't be replaced within a process, so each is tried in one of its own.
-
-    Raises:
-        UserError: none draws.
-    """
-    wanted = os.environ.get("MUJOCO_GL", "")
-    names = ["egl", "osmesa"] if wanted in ("", "disabled") else [wanted]
-    for name in names:
-        os.environ["MUJOCO_GL"] = name
-        try:
-            probe = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True, timeout=120)
-        except subprocess.TimeoutExpired:
-            continue
-        if "drawn True" in probe.stdout:
-            return
-    os.environ["MUJOCO_GL"] = wanted
-    raise UserError(
-        f"no video: MuJoCo can't draw with MUJOCO_GL={' or '.join(names)}; install OSMesa (Debian: apt-get install "
-        "libosmesa6), or libegl1 and a GPU driver for EGL, or set MUJOCO_GL=glfw on a desktop."
-    )
-
-
 def check_can_film(env_id: str) -> None:
-    """Raise UserError if the task or this machine can't film; asked in a process of its own, as `film_apart` films."""
-    _refuse_others(env_id)
-    _apart("-c", "from common import evaluate; evaluate.choose_renderer()")
+    """Raise UserError if the task is none of dm_control's, or nothing draws on this machine."""
+    _with_renderer(env_id, "draw_start", env_id)
 
 
-def _refuse_others(env_id: str) -> None:
-    if not envs.is_suite(env_id):
-        raise UserError(f"no video: {env_id} isn't a task of dm_control's, and only those are drawn.")
-
-
-def film_apart(snapshot_path: Path, output: Path) -> None:
-    """`film` in a process of its own, because this one has no rendering back end."""
-    _apart("-m", "common.evaluate", str(snapshot_path.resolve()), "--episodes", "0", "--video", str(output.resolve()))
-
-
-def _apart(*words: str) -> None:
-    env = {name: value for name, value in os.environ.items() if (name, value) != ("MUJOCO_GL", "disabled")}
-    done = subprocess.run([sys.executable, *words], cwd=ROOT, env=env, capture_output=True, text=True)
-    if done.returncode != 0:
-        lines = done.stderr.strip().splitlines() or [f"the renderer ended with status {done.returncode}"]
-        raise UserError(f"--capture-video: {lines[-1]}")
-
-
-def film(snapshot_path: Path, output: Path, seed: int) -> None:
+def film(snapshot_path: Path, output: Path, seed: int = 1) -> None:
     """Film episode 0 of `seed`, the first that `score` runs, about in real time, as `output`, a .gif.
-
-    Call it in a process that hasn't loaded a task yet: dm_control picks its renderer once, when it is imported.
 
     Raises:
         UserError: unknown format, no working renderer, no good snapshot, or one of a task of your own.
     """
     if output.suffix != ".gif":
         raise UserError(f"--video {output}: expected a name that ends in .gif.")
-    snapshot = snapshots.load(snapshot_path, torch.device("cpu"))
-    _refuse_others(snapshot.env_id)
-    choose_renderer()
+    env_id = snapshots.load(snapshot_path, torch.device("cpu")).env_id
+    _with_renderer(env_id, "film_here", str(snapshot_path.resolve()), str(output.resolve()), str(seed))
+
+
+def _with_renderer(env_id: str, function: str, *words: str) -> None:
+    """Call a function of this file in a process that draws: with the renderer that you set, else EGL, else OSMesa.
+
+    A process has one renderer, which dm_control picks when it is imported; this one has none.
+    """
+    if not envs.is_suite(env_id):
+        raise UserError(f"no video: {env_id} isn't a task of dm_control's, and only those are drawn.")
+    wanted = os.environ.get("MUJOCO_GL", "")
+    code, failed = f"import sys; from common import evaluate; evaluate.{function}(*sys.argv[1:])", []
+    for name in ["egl", "osmesa"] if wanted in ("", "disabled") else [wanted]:
+        command, env = [sys.executable, "-c", code, *words], os.environ | {"MUJOCO_GL": name}
+        done = subprocess.run(command, cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True)
+        if done.returncode == 0:
+            return
+        failed += [f"{name}: {(done.stderr.strip().splitlines() or [f'status {done.returncode}'])[-1]}"]
+    raise UserError(
+        f"no video: MuJoCo can't draw ({'; '.join(failed)}); install OSMesa (Debian: apt-get install libosmesa6), or "
+        "libegl1 and a GPU driver for EGL, or set MUJOCO_GL=glfw on a desktop."
+    )
+
+
+def draw_start(env_id: str) -> None:
+    """Draw the start of an episode with this process's renderer. Raises whatever keeps it from drawing."""
+    env = envs.SuiteEnv(env_id).dm_env
+    env.reset()
+    _picture(env)
+    env.close()  # left to the interpreter's exit, OSMesa's clean-up prints tracebacks
+
+
+def _picture(env: Any) -> np.ndarray:
+    """A frame, (HEIGHT, WIDTH, 3) uint8."""
+    picture = env.physics.render(HEIGHT, WIDTH, camera_id=0, render_flag_overrides=PLAIN)
+    if picture.std() == 0:
+        raise RuntimeError("the picture is empty")
+    return picture
+
+
+def film_here(snapshot_path: str, output: str, seed: str) -> None:
+    """What `film` says, with this process's renderer."""
+    snapshot = snapshots.load(Path(snapshot_path), torch.device("cpu"))
     env = envs.SuiteEnv(snapshot.env_id)
     every = math.ceil(env.spec.episode_length / MAX_FRAMES)
     frames, rewards, last = [], [], False
     # The same ten rows, thread and seed as in `rollouts.run_block`, so that this is the scored episode bit for bit.
     obs = np.zeros((rollouts.BLOCK, env.spec.obs_size), np.float32)
-    env.reset(rollouts.episode_seeds((STREAM, seed), 0)[0], obs[0])
+    env.reset(rollouts.episode_seeds((STREAM, int(seed)), 0)[0], obs[0])
     with rollouts.one_thread(), torch.inference_mode():
         while not last:
             if len(rewards) % every == 0:
-                frames.append(env.dm_env.physics.render(HEIGHT, WIDTH, camera_id=0, render_flag_overrides=PLAIN))
+                frames.append(_picture(env.dm_env))
             reward, _, last = env.step(snapshot.action(torch.from_numpy(obs))[0].numpy(), obs[0])
             rewards.append(np.float32(reward))
     seconds = every * env.dm_env.control_timestep()
-    env.dm_env.close()  # left to the interpreter's exit, OSMesa's clean-up prints tracebacks
-    _write_video(output, frames, seconds)
-    print(f"filmed episode 0 of seed {seed}, return {np.sum(rewards, dtype=np.float64):.2f}, into {output}")
-
-
-def _write_video(output: Path, frames: list[np.ndarray], seconds: float) -> None:
-    """Write `frames`, each (HEIGHT, WIDTH, 3) uint8 and shown for `seconds`."""
+    env.dm_env.close()
     # One palette without dithering keeps still parts of the picture identical, which GIF stores for nothing.
     palette = Image.fromarray(np.concatenate(frames[:: len(frames) // 4 + 1])).quantize(128)
     images = [Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
     buffer = io.BytesIO()
     images[0].save(buffer, "GIF", save_all=True, append_images=images[1:], duration=1000 * seconds, loop=0)
-    files.write_atomically(output, buffer.getvalue())
+    files.write_atomically(Path(output), buffer.getvalue())
+    print(f"filmed episode 0 of seed {seed}, return {np.sum(rewards, dtype=np.float64):.2f}, into {output}")
 
 
 def main(args: Args) -> None:
@@ -170,7 +155,6 @@ def main(args: Args) -> None:
     snapshot = snapshots.load(path, torch.device("cpu"))
     if args.video is not None:
         film(path, args.video, args.seed)
-        os.environ["MUJOCO_GL"] = "disabled"  # the workers draw nothing
     if args.episodes == 0:
         return
     returns = score(snapshot, args.episodes, args.seed, args.num_workers)

@@ -7,11 +7,10 @@ import io
 import json
 import os
 import pickle
-import tempfile
+import secrets
 import zipfile
-import zlib
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,22 +33,20 @@ def writing(path: Path) -> Iterator[None]:
         raise UserError(f"{path} can't be written ({error.strerror}); {cure}.") from error
 
 
-def lock(path: Path, wait: bool) -> ExitStack:
-    """Make the file `path` and lock it until the result is closed or the process ends, however it ends.
+def lock(path: Path) -> filelock.BaseFileLock:
+    """Lock the file `path` until the result is released or the process ends, however it ends.
 
     Raises:
-        BlockingIOError: another process has locked it, and it isn't waited for.
-        OSError: it can't be made.
-        UserError: its file system has no locks.
+        UserError: another process has locked it, or its file system has no locks.
     """
-    held = ExitStack()
-    open(path, "a").close()
+    held = filelock.FileLock(path, timeout=0, fallback_to_soft=False)
     try:
-        held.enter_context(filelock.FileLock(path, timeout=-1 if wait else 0, fallback_to_soft=False))
-    except filelock.Timeout as error:
-        raise BlockingIOError(f"{path} is locked") from error
+        held.acquire()
+    except filelock.Timeout:
+        raise UserError(f"{path.parent} is in use by another process.") from None
     except OSError as error:
-        raise UserError(f"{path} can't be locked ({error.strerror}): choose a file system that has flock.") from error
+        cure = "choose a folder that you may write, on a file system that has flock"
+        raise UserError(f"{path} can't be locked ({error.strerror}): {cure}.") from error
     return held
 
 
@@ -60,48 +57,54 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write `content` to a temporary file beside `path`, flush it to the disk and rename it over `path`.
+    """Write a file so that `path` never holds a part of it, even if the machine stops.
 
-    A reader of `path` sees the old content or the new one, never a part, also after a crash or on a full disk.
-    Raises UserError where it can't be written.
+    Raises:
+        UserError: it can't be written; `path` is as it was.
     """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
         try:
-            with os.fdopen(handle, "wb") as file:
+            with open(temporary, "xb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-            os.chmod(temporary, 0o644)  # mkstemp makes it private, but runs are shared within a group
             os.replace(temporary, path)
         except BaseException:
-            Path(temporary).unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
             raise
 
 
-def _read(path: Path, what: str) -> bytes:
+def read(path: Path, what: str, cure: str, parse: Callable[[io.BytesIO], Any]) -> Any:
+    """What `parse` makes of a file's content. In errors, `what` names the file's role and `cure` what to do.
+
+    Raises:
+        UserError: the file is missing, or damaged: `parse` raises what it will.
+    """
     try:
-        return Path(path).read_bytes()
+        content = io.BytesIO(Path(path).read_bytes())
     except OSError as error:
         raise UserError(f"{what} {path} can't be read: {error.strerror}.") from error
-
-
-def _damaged(path: Path, what: str, cure: str, error: Exception | str) -> UserError:
-    return UserError(f"{what} {path} is damaged ({error}); {cure}.")
-
-
-def _read_zip(path: Path, what: str, cure: str) -> io.BytesIO:
-    """The content of a zip archive whose parts all have the right CRC."""
-    content = io.BytesIO(_read(path, what))
     try:
-        with zipfile.ZipFile(content) as archive:
-            bad = archive.testzip()
-    except (zipfile.BadZipFile, ValueError, RuntimeError, NotImplementedError, OSError, EOFError, zlib.error) as error:
-        raise _damaged(path, what, cure, error) from error
-    if bad is not None:
-        raise _damaged(path, what, cure, f"the checksum of {bad} is wrong")
+        return parse(content)
+    except Exception as error:
+        code = isinstance(error, pickle.UnpicklingError)  # torch's advice is to switch this check off
+        reason = "it isn't plain data" if code else str(error).partition("\n")[0] or repr(error)
+        raise UserError(f"{what} {path} is damaged ({reason}); {cure}.") from error
+
+
+def _whole(content: io.BytesIO) -> io.BytesIO:
+    """A zip archive, once all its parts have turned out to have the right checksum."""
+    if bad := zipfile.ZipFile(content).testzip():
+        raise ValueError(f"the checksum of {bad} is wrong")
     content.seek(0)
+    return content
+
+
+def _dict(content: Any) -> dict[str, Any]:
+    if not isinstance(content, dict):
+        raise TypeError(f"it is a {type(content).__name__}, not a dict")
     return content
 
 
@@ -113,19 +116,8 @@ def save_torch(path: Path, content: dict[str, Any]) -> None:
 
 
 def load_torch(path: Path, what: str, cure: str = RESTORE) -> dict[str, Any]:
-    """Load what `save_torch` wrote, on the CPU. In errors, `what` names the file's role and `cure` what to do.
-
-    Raises:
-        UserError: the file is missing, truncated, fails its checksums, or holds anything but plain data.
-    """
-    raw = _read_zip(path, what, cure)
-    try:
-        content = torch.load(raw, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:  # whole, but not by `save_torch`
-        raise _damaged(path, what, cure, "it isn't plain tensors, numbers and strings") from error
-    if not isinstance(content, dict):
-        raise _damaged(path, what, cure, f"it is a {type(content).__name__}, not a dict")
-    return content
+    """Load what `save_torch` wrote, on the CPU. Raises UserError as `read` does."""
+    return read(path, what, cure, lambda raw: _dict(torch.load(_whole(raw), map_location="cpu", weights_only=True)))
 
 
 def save_arrays(path: Path, **arrays: np.ndarray) -> None:
@@ -136,13 +128,8 @@ def save_arrays(path: Path, **arrays: np.ndarray) -> None:
 
 
 def load_arrays(path: Path, what: str, cure: str = RESTORE) -> dict[str, np.ndarray]:
-    """Load what `save_arrays` wrote. Raises UserError as `load_torch` does."""
-    content = _read_zip(path, what, cure)
-    try:
-        with np.load(content, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except (EOFError, ValueError, AttributeError) as error:  # whole, but not by `save_arrays`
-        raise _damaged(path, what, cure, "it isn't plain named arrays") from error
+    """Load what `save_arrays` wrote. Raises UserError as `read` does."""
+    return read(path, what, cure, lambda raw: dict(np.load(_whole(raw), allow_pickle=False)))
 
 
 def save_json(path: Path, content: dict[str, Any]) -> None:
@@ -151,12 +138,5 @@ def save_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def load_json(path: Path, what: str, cure: str = RESTORE) -> dict[str, Any]:
-    """Load what `save_json` wrote, without the `sha256` entry of older files. Raises UserError as `load_torch` does."""
-    try:
-        content = json.loads(_read(path, what))
-    except ValueError as error:
-        raise _damaged(path, what, cure, repr(error)) from error
-    if not isinstance(content, dict):
-        raise _damaged(path, what, cure, f"it is a {type(content).__name__}, not a dict")
-    content.pop("sha256", None)
-    return content
+    """Load what `save_json` wrote. Raises UserError as `read` does."""
+    return read(path, what, cure, lambda raw: _dict(json.load(raw)))

@@ -1,4 +1,4 @@
-"""The command line, the device, and a user's mistake as one sentence.
+"""The command line, how a run ends before its end (a user's mistake, a signal), and the device.
 
 The types of a script's flags say which numbers they take, so a flag is checked where it is written:
 `sigma: NonNegativeFloat = 0.3`.
@@ -12,11 +12,13 @@ import shlex
 import shutil
 import signal
 import sys
+import threading
 import time
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any
 
 import numpy as np
@@ -85,8 +87,9 @@ class RunArgs:
 
 INHERITED = {field.name for field in dataclasses.fields(RunArgs)}
 # Inherited flags that don't change a run's result, so they may change when it is continued.
-FREE_FLAGS = INHERITED - {"deploy", "annotate", "annotate_fraction", "keep_every", "torch_threads", "compile", "cuda"}
-FREE_FLAGS -= {"torch_deterministic"}
+FREE_FLAGS = INHERITED - {
+    "deploy", "annotate", "annotate_fraction", "keep_every", "torch_threads", "compile", "cuda", "torch_deterministic",
+}  # fmt: skip
 NOT_IN_COMMAND = ("run_dir", "resume", "pretrained")  # folders
 CYCLES_AND_BUDGET = {"num_cycles", "scale", "actor_steps", "learner_steps", "samples_per_insert"}
 
@@ -154,10 +157,8 @@ def run_name(args: Any, env: EnvSpec, method: Callable[[Any], str], resolve: Cal
     for flag in fields:  # in the order of the script
         value = getattr(args, flag)
         if flag not in said | setting | measuring | INHERITED and value != getattr(default, flag):
-            text = flag.replace("_", "-")
-            name += (
-                f",{text}" if value is True else f",{text}:{value:g}" if type(value) is float else f",{text}:{value}"
-            )
+            number = f"{value:g}" if type(value) is float else value
+            name += f",{flag.replace('_', '-')}" + ("" if value is True else f":{number}")
     return name
 
 
@@ -240,6 +241,52 @@ def launch(args_type: type, main: Callable[[Any], Path]) -> None:
     except Interrupted as stop:
         print(stop.args[0], file=sys.stderr)
         sys.exit(128 + stop.args[1])
+
+
+class Interrupt:
+    """SIGINT, SIGTERM, SIGUSR1 and SIGHUP while a run lasts: a step is finished, then all is saved, then the run ends.
+
+    `message` says how to go on. As a truth value: whether a signal has arrived.
+    """
+
+    def __init__(self, message: str) -> None:
+        self._message, self._number, self._busy, self._handlers = message, 0, False, {}
+
+    def start(self) -> None:
+        """Take over the signals: SIGHUP unless it is ignored, as under nohup, and none outside the main thread."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP"):
+            number = getattr(signal, name, None)  # Windows lacks the last two
+            if number and (name != "SIGHUP" or signal.getsignal(number) != signal.SIG_IGN):
+                self._handlers[number] = signal.signal(number, self._on_signal)
+
+    def stop(self) -> None:
+        """Give them back."""
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+
+    def __bool__(self) -> bool:
+        return self._number != 0
+
+    def check(self) -> None:
+        """End the run if a signal has arrived."""
+        if self:
+            raise Interrupted(f"interrupted by {signal.Signals(self._number).name}; {self._message}", self._number)
+
+    @contextlib.contextmanager
+    def later(self) -> Iterator[None]:
+        """Inside the block a first signal waits: a step or a file is finished before the run ends."""
+        before, self._busy = self._busy, True
+        try:
+            yield
+        finally:
+            self._busy = before
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        again, self._number = bool(self), number
+        if again or not self._busy:  # else `check` is called in a moment; what isn't saved is made again
+            self.check()
 
 
 def learner_device(args: Any) -> torch.device:

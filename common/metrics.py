@@ -5,12 +5,12 @@
 sends a run to wandb that wasn't tracked, or that wandb lost a part of.
 """
 
+import collections
 import json
 import math
 import os
 import secrets
 import sys
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -24,35 +24,35 @@ from common.workers import Pending
 CLOCKS = ("cycle", "actor_step", "learner_step", "pretrain_step", "wall_s")
 
 
-class Metrics:
-    """The file, and the lines that still wait for their evaluation."""
+def first_lines(path: Path, number: int) -> bytes:
+    """The first lines of a metrics file. Raises UserError if it has fewer."""
+    lines = path.read_bytes().splitlines(keepends=True)[:number] if path.exists() else []
+    if sum(line.endswith(b"\n") for line in lines) < number:
+        raise UserError(f"{path} has lost lines that its run wrote; {files.RESTORE}.")
+    return b"".join(lines)
 
-    def __init__(self, path: Path, place: dict[str, int] | None) -> None:
-        """Open `path` for appending, cut back to the `place` that a checkpoint knows.
+
+class Metrics:
+    """The file, and the lines that still wait for their evaluation.
+
+    Attributes:
+        lines: how many have been written; wandb's step is the line's number.
+        last_return: of the newest evaluation.
+    """
+
+    def __init__(self, path: Path, lines: int) -> None:
+        """Open `path` for appending, cut back to the `lines` that a checkpoint knows.
 
         Raises:
-            UserError: it isn't what its run wrote, or can't be written.
+            UserError: it has fewer, or can't be written.
         """
-        self._path, self._wandb = path, None
-        self._waiting: list[tuple[dict[str, Any], Pending | None]] = []
-        self.last_return: float | None = None  # of the newest evaluation
-        self._bytes, self._crc = (place["bytes"], place["crc"]) if place else (0, 0)
-        content = path.read_bytes()[: self._bytes] if path.exists() else b""
-        if zlib.crc32(content) != self._crc:
-            raise UserError(f"{path} isn't what its run wrote; restore it from a copy, or start again in a new folder.")
-        self._number = content.count(b"\n")  # of the next line
+        self._path, self.lines, self._wandb = path, lines, None
+        self._waiting: collections.deque[tuple[dict[str, Any], Pending | None]] = collections.deque()
+        self.last_return: float | None = None
+        content = first_lines(path, lines)
         with files.writing(path):
             self._file = open(path, "ab")  # noqa: SIM115 (closed in `close`)
             self._file.truncate(len(content))
-
-    def place(self) -> dict[str, int]:
-        """How far the file has been written, for a checkpoint; call `flush` first."""
-        return {"bytes": self._bytes, "crc": self._crc}
-
-    def wait_for_evaluations(self, at_most: int) -> None:
-        """Write lines until no more than `at_most` evaluations are under way."""
-        while sum(pending is not None for _, pending in self._waiting) > at_most:
-            self._write_first()
 
     def add(self, clock: dict[str, Any], values: dict[str, Any], evaluation: Pending | None = None) -> None:
         """Write a line once its evaluation is there, and those before it are written.
@@ -77,51 +77,41 @@ class Metrics:
         self._waiting.append((line, evaluation))
         self.flush()
 
-    def flush(self, wait: bool = False) -> None:
-        """Write the lines at the head of the queue whose evaluations are there; with `wait`, all."""
-        while self._waiting and (wait or self._waiting[0][1] is None or self._waiting[0][1].done()):
-            self._write_first()
+    def flush(self, at_most: float = math.inf) -> None:
+        """Write lines in order, as far as their evaluations are there, and until at most so many are under way."""
+        while self._waiting:
+            line, pending = self._waiting[0]
+            if pending is not None:
+                if not pending.done() and sum(waits is not None for _, waits in self._waiting) <= at_most:
+                    return
+                self.last_return = float(np.mean([episode.episodic_return for episode in pending.result()]))
+                line = line | {"eval/episodic_return": self.last_return}
+            self._waiting.popleft()
+            self._write(line)
 
-    def _write_first(self) -> None:
-        """Write the line at the head of the queue, waiting for its evaluation."""
-        line, pending = self._waiting[0]
-        if pending is not None:
-            self.last_return = float(np.mean([episode.episodic_return for episode in pending.result()]))
-            line = line | {"eval/episodic_return": self.last_return}
-        self._waiting.pop(0)
-        self._append((json.dumps(line) + "\n").encode())
-        if not sys.stderr.isatty():  # no progress bar shows that the run is alive
-            numbers = {name: value for name, value in line.items() if name not in CLOCKS}
-            step = (
-                f"pretrain step {line['pretrain_step']}" if "pretrain_step" in line else f"step {line['learner_step']}"
-            )
-            shown = ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())
-            tqdm.write(f"cycle {line['cycle']}, {step}: {shown}")
-
-    def copy(self, content: bytes) -> None:
-        """Begin with the lines of another run's file."""
-        for line in content.splitlines(keepends=True):
-            self._append(line)
-
-    def _append(self, data: bytes) -> None:
+    def _write(self, line: dict[str, Any]) -> None:
+        """Write a line to the file, to wandb and, without a terminal, to the screen."""
+        data = (json.dumps(line) + "\n").encode()
         with files.writing(self._path):
             self._file.write(data)
             self._file.flush()
-        self._crc = zlib.crc32(data, self._crc)
-        self._bytes += len(data)
-        if self._wandb is not None and self._number >= self._wandb.step:
-            self._wandb.log(json.loads(data), step=self._number)
-        self._number += 1
+        if self._wandb is not None:
+            send(self._wandb, [data], self.lines)
+        self.lines += 1
+        if not sys.stderr.isatty():  # no progress bar shows that the run is alive
+            step = f"pretrain step {line['pretrain_step']}" if line["cycle"] == 0 else f"step {line['learner_step']}"
+            shown = ", ".join(f"{name} {value:.4g}" for name, value in line.items() if name not in CLOCKS)
+            tqdm.write(f"cycle {line['cycle']}, {step}: {shown}")
 
     def track(self) -> None:
         """Mirror to wandb from now on, and send what it lacks. Raises UserError where wandb can't be reached."""
         self._wandb = start_wandb(self._path.parent)
-        send(self._wandb, self._path.read_bytes().splitlines()[: self._number])
+        send(self._wandb, self._path.read_bytes().splitlines())
 
     def finish_wandb(self) -> None:
         """Send what a run ends with, if it is tracked."""
         if self._wandb is not None:
-            send_report(self._wandb, self._path.parent, self._number)
+            send_report(self._wandb, self._path.parent, self.lines)
 
     def close(self, exit_code: int, preempted: bool) -> None:
         """Close the file, and wandb's run."""
@@ -159,21 +149,19 @@ def start_wandb(folder: Path) -> Any:
         files.save_json(path, {"id": os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4)})  # a sweep gives one
     task, teacher = (Path(args[flag]).name for flag in ("env_id", "teacher"))
     setting = f"{args['num_cycles']} cycles, {args['actor_steps']} steps, {args['learner_steps']} updates"
-    unless_set = {
-        "WANDB_RUN_GROUP": ("group", f"{task}, teacher {teacher}, {setting}, {name}"[:128]),
-        "WANDB_NAME": ("name", folder.resolve().name[:128]),
-        "WANDB_DIR": ("dir", str(folder)),
-        "WANDB_PROJECT": ("project", "growing-batch-rl"),
+    given = os.environ.get
+    about = {
+        "id": files.load_json(path, "wandb's id")["id"],
+        "project": args["wandb_project_name"] or given("WANDB_PROJECT", "growing-batch-rl"),
+        "entity": args["wandb_entity"],
+        "group": given("WANDB_RUN_GROUP", f"{task}, teacher {teacher}, {setting}, {name}"[:128]),
+        "name": given("WANDB_NAME", folder.resolve().name[:128]),
+        "dir": given("WANDB_DIR", str(folder)),
+        "job_type": "clone" if args["learner_steps"] == 1 else "run",  # sweep.py's clones learn for one step
+        "tags": [tag[:64] for tag in (task, name, teacher)],
     }
-    about = {key: value for variable, (key, value) in unless_set.items() if variable not in os.environ}
-    given = {"project": args["wandb_project_name"], "entity": args["wandb_entity"]}
-    about |= {key: value for key, value in given.items() if value is not None}
-    is_clone = args["learner_steps"] == 1  # as sweep.py makes them
-    about |= {"job_type": "clone" if is_clone else "run", "tags": [tag[:64] for tag in (task, name, teacher)]}
     try:
-        run = wandb.init(
-            id=files.load_json(path, "wandb's id")["id"], resume="allow", config=args | {"name": name}, **about
-        )
+        run = wandb.init(resume="allow", config=args | {"name": name}, **about)
     except (wandb.Error, OSError) as error:  # no network, a wrong entity, a key that was withdrawn
         raise UserError(f"--track: {error}; set WANDB_MODE=offline, or leave the flag out.") from error
     run.define_metric("*", step_metric="learner_step")
@@ -182,9 +170,9 @@ def start_wandb(folder: Path) -> Any:
     return run
 
 
-def send(run: Any, lines: list[bytes]) -> None:
-    """Send the lines that wandb lacks, each with its number in the file as wandb's step."""
-    for number, line in enumerate(lines):
+def send(run: Any, lines: list[bytes], first: int = 0) -> None:
+    """Send the lines that wandb lacks, the file's `first` and those behind it, each with its number as wandb's step."""
+    for number, line in enumerate(lines, first):
         if number >= run.step:
             run.log(json.loads(line), step=number)
 

@@ -1,5 +1,6 @@
 """What a run shows while it works, and where its time goes."""
 
+import collections
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,35 +15,31 @@ def bar(total: int, desc: str, **options: Any) -> tqdm:
 
 
 class Stopwatch:
-    """Seconds by what they were spent on. Every moment counts once, for the innermost block."""
+    """`seconds` by phase. Every moment counts once, for the innermost block; before the first one it is `starting`."""
 
     def __init__(self) -> None:
-        """Start, with what comes before the first block as `starting`."""
-        self.seconds: dict[str, float] = {}
-        self.before = 0.0  # seconds of all, from before the run was continued
-        self._began = time.monotonic()
-        self._now = ("starting", self._began)
-
-    @property
-    def total(self) -> float:
-        """Seconds since the run was started, without those in which it didn't run."""
-        return self.before + time.monotonic() - self._began
+        self.seconds: collections.Counter[str] = collections.Counter()
+        self._phase, self._since = "starting", time.monotonic()
 
     @contextmanager
-    def timed(self, what: str) -> Iterator[None]:
-        """Book the time inside the block under `what`, and not under the block around it."""
-        outer = self._switch(what)
+    def timed(self, phase: str) -> Iterator[None]:
+        """Add the time inside the block to a phase, and not to that of the block around it."""
+        outer = self._switch(phase)
         try:
             yield
         finally:
             self._switch(outer)
 
-    def _switch(self, what: str) -> str:
-        now, (before, since) = time.monotonic(), self._now
-        self.seconds[before] = self.seconds.get(before, 0.0) + now - since
-        self._now = (what, now)
+    def total(self) -> float:
+        """Seconds of all phases until now."""
+        self._switch(self._phase)
+        return self.seconds.total()
+
+    def _switch(self, phase: str) -> str:
+        now, before = time.monotonic(), self._phase
+        self.seconds[before] += now - self._since
+        self._phase, self._since = phase, now
         return before
 
     def __str__(self) -> str:
-        longest = sorted(self.seconds.items(), key=lambda item: -item[1])
-        return ", ".join(f"{name} {value:.0f}" for name, value in longest if value >= 1)
+        return ", ".join(f"{phase} {value:.0f}" for phase, value in self.seconds.most_common() if value >= 1)

@@ -1,5 +1,6 @@
 """A finished run as numbers and as a picture: `report.json` and `learning_curve.png`."""
 
+import collections
 import io
 import itertools
 import json
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from common import Interrupted, UserError, files
+from common import files
 from common.rollouts import unpack
 
 DIP_EVALUATIONS = 10  # consecutive noise-free evaluations whose mean counts as a level [ours: one episode is too noisy]
@@ -39,25 +40,8 @@ def summarise(returns: np.ndarray) -> dict[str, Any]:
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The lines of a `metrics.jsonl`.
-
-    Raises:
-        UserError: the file is missing, or a line, which is named, isn't a JSON object of numbers.
-    """
-    try:
-        texts = path.read_bytes().splitlines()
-    except OSError as error:
-        raise UserError(f"metrics {path} can't be read: {error.strerror}.") from error
-    lines = []
-    for number, text in enumerate(texts, start=1):
-        try:
-            lines.append(json.loads(text))
-            if not all(isinstance(value, int | float) for value in lines[-1].values()):
-                raise ValueError("a value is no number")
-        except (ValueError, TypeError, AttributeError) as error:
-            said = f"line {number} isn't a JSON object of numbers: {error}"
-            raise UserError(f"metrics {path} is damaged ({said}); restore it from a copy.") from error
-    return lines
+    """The lines of a `metrics.jsonl`. Raises UserError if it is missing, or damaged in a line, which is named."""
+    return files.read(path, "metrics", files.RESTORE, lambda lines: json.loads(b"[" + b",".join(lines) + b"]"))
 
 
 def curve(lines: list[dict[str, float]]) -> tuple[np.ndarray, np.ndarray]:
@@ -116,14 +100,13 @@ def _read_evaluations(run_dir: Path) -> dict[int, tuple[int, np.ndarray]]:
 
 
 def _read_deployed(run_dir: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Cycle (E,) and return (E,) of every deployed episode that was kept."""
+    """Cycle (E,) and return (E,) of every deployed episode."""
     cycles, returns = [], []
     for path in sorted(run_dir.glob("cycle_*/batch.npz")):
-        if path.parent.name == "cycle_0000":  # demonstrations of a teacher of your own
-            continue
-        episodes, of_cycle = unpack(files.load_arrays(path, "batch"))
-        cycles += of_cycle
-        returns += [episode.episodic_return for episode in episodes]
+        if path.parent.name != "cycle_0000":  # demonstrations of a teacher of your own
+            episodes, of_cycle = unpack(files.load_arrays(path, "batch"))
+            cycles += of_cycle
+            returns += [episode.episodic_return for episode in episodes]
     return np.array(cycles, np.int64), np.array(returns)
 
 
@@ -136,7 +119,8 @@ def make_report(run_dir: Path, queries: dict[str, int], seconds: dict[str, float
     episodes of a kept cycle are then all those since the kept cycle before it.
 
     Args:
-        queries: how much the teacher was asked, by what. seconds: by phase.
+        queries: how much the teacher was asked, by what; lines of metrics, `teacher/..._queries`, say the rest.
+        seconds: by phase.
 
     Raises:
         UserError: a raw file is missing or damaged.
@@ -144,7 +128,10 @@ def make_report(run_dir: Path, queries: dict[str, int], seconds: dict[str, float
     content = files.load_json(run_dir / "args.json", "arguments")
     lines, evaluations = read_metrics(run_dir / "metrics.jsonl"), _read_evaluations(run_dir)
     deployed_cycle, deployed_return = _read_deployed(run_dir)
-    args, has_clone = content["args"], content["args"]["teacher"] != "none"
+    args, has_clone, asked = content["args"], content["args"]["teacher"] != "none", collections.Counter(queries)
+    for name, value in (item for line in lines for item in line.items()):
+        if name.startswith("teacher/") and name.endswith("_queries"):
+            asked[name.removeprefix("teacher/")] += int(value)
 
     teacher, regret = None, None
     if has_clone:
@@ -152,7 +139,6 @@ def make_report(run_dir: Path, queries: dict[str, int], seconds: dict[str, float
         teacher = {"name": args["teacher"], "sha256": content["teacher_sha256"], "return": summarise(returns)}
         regret = float((teacher["return"]["mean"] - deployed_return).sum())
     start = summarise(evaluations[0][1]) if evaluations else None
-    # What was kept is what was evaluated: a checkpoint in between may have written a batch into a folder of its own.
     kept = sorted(evaluations or {0, *(int(path.name[6:]) for path in run_dir.glob("cycle_[0-9]*"))})
     cycles, groups = [], []
     for previous, cycle in itertools.pairwise(kept):
@@ -183,7 +169,7 @@ def make_report(run_dir: Path, queries: dict[str, int], seconds: dict[str, float
         "falls": falls([returns for _, returns in evaluations.values()] or groups, paired=bool(evaluations)),
         "regret": regret,
         "regret_per_episode": regret / len(deployed_return) if teacher and len(deployed_return) else None,
-        "teacher_queries": queries,
+        "teacher_queries": dict(asked),
         "changes": files.load_json(run_dir / "versions.json", "versions")["changes"],
         "seconds": {name: round(value, 2) for name, value in seconds.items()},
         "wall_s": lines[-1]["wall_s"] if lines else None,
@@ -201,12 +187,11 @@ def plain_figure(**size: Any) -> Iterator[Any]:
     backend = os.environ.pop("MPLBACKEND", None)  # the import fails on a notebook's that isn't installed here
     try:
         import matplotlib.figure  # here, because it is slow to import and a run draws once
+        import matplotlib.style
     finally:
         os.environ.update({} if backend is None else {"MPLBACKEND": backend})
     look = {"font.size": 8, "axes.titlesize": 8, "axes.spines.top": False, "axes.spines.right": False}
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(look | {"axes.linewidth": 0.6})
+    with matplotlib.style.context(look | {"axes.linewidth": 0.6}, after_reset=True):
         yield matplotlib.figure.Figure(layout="constrained", **size)
 
 
@@ -224,8 +209,6 @@ def draw_learning_curve(run_dir: Path) -> Path | None:
         with plain_figure(figsize=(6.5, 3.6)) as figure:
             _draw(figure, report, steps, returns)
             figure.savefig(picture, dpi=200)
-    except Interrupted:
-        raise
     except Exception as error:
         print(f"{run_dir} has no learning_curve.png, because matplotlib failed: {error!r}", file=sys.stderr)
         return None

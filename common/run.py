@@ -7,14 +7,15 @@ after it is done again, from the same seeds.
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import importlib.metadata
+import itertools
 import math
 import platform
 import shlex
 import time
-import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,6 @@ from common import (
     teachers,
 )  # fmt: skip
 from common.envs import EnvSpec
-from common.interrupt import Interrupt
 from common.replay import Replay
 from common.rollouts import Actor, Episode
 from common.teachers import Teacher
@@ -49,14 +49,12 @@ PACKAGES = ("torch", "numpy", "dm-control", "mujoco")
 CHECKPOINT = "checkpoint.pt"
 
 
-def versions(script: Path) -> dict[str, Any]:
+def versions(script: Path) -> dict[str, str]:
     """What a reader needs to repeat a run: packages, machine, and the SHA-256 of the script and of `common/`."""
     found = {name: importlib.metadata.version(name) for name in PACKAGES}
     found |= {"python": platform.python_version(), "machine": platform.machine(), "system": platform.system()}
-    paths = [script, *sorted(Path(__file__).parent.glob("*.py"))]
-    names = [path.name if path is script else f"common/{path.name}" for path in paths]
-    code = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in zip(names, paths, strict=True)}
-    return found | {"code": code}
+    names = {f"common/{path.name}": path for path in sorted(Path(__file__).parent.glob("*.py"))} | {script.name: script}
+    return found | {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in names.items()}
 
 
 class Run:
@@ -91,137 +89,105 @@ class Run:
         self._demonstration_queries = 0
         self._parts: dict[str, Any] = {}
         self._bar: tqdm | None = None
-        self.dir = self._open()
+        self.dir = self._make_folder()
+        self._lock = files.lock(self.dir / ".lock")
         try:
             self._begin()
         except BaseException:
-            self._lock.close()
+            self._lock.release()
             raise
 
-    def _open(self) -> Path:
-        """Make the folder if there is none, and lock it."""
-        args = self.args
-        try:
-            if args.run_dir is not None:
-                path = Path(args.run_dir)
+    def _make_folder(self) -> Path:
+        """The folder, made if there is none."""
+        if self.args.run_dir is not None:
+            path = Path(self.args.run_dir)
+            with files.writing(path):
                 path.mkdir(parents=True, exist_ok=True)
-                # A start that was cut off before args.json leaves these.
-                known = {self._script.name, "versions.json", "cycle_0000", "teacher.json", "metrics.jsonl", CHECKPOINT}
-                strange = [p for p in path.iterdir() if p.name not in known and not p.name.startswith(".")]
-                if strange and not (path / "args.json").exists():
-                    raise UserError(f"--run-dir {path} is neither empty nor a run.")
-            else:
-                task, stamp = Path(args.env_id).name.replace(":", "-"), int(time.time())
-                while True:
-                    path = Path("runs") / f"{task}__{self.name.replace(':', '-')}__{args.seed}__{stamp}"
-                    try:
-                        path.mkdir(parents=True)
-                        break
-                    except FileExistsError:  # another run was started in the same second
-                        stamp += 1
-            self._lock = files.lock(path / ".lock", wait=False)
-        except BlockingIOError:
-            raise UserError(f"{path} is in use by another process.") from None
-        except OSError as error:
-            raise UserError(f"the run folder can't be written: {error.strerror} ({error.filename}).") from error
-        return path
+            return path
+        task, name = Path(self.args.env_id).name.replace(":", "-"), self.name.replace(":", "-")
+        for stamp in itertools.count(int(time.time())):  # another run may have been started in the same second
+            path = Path("runs") / f"{task}__{name}__{self.args.seed}__{stamp}"
+            with files.writing(path), contextlib.suppress(FileExistsError):
+                path.mkdir(parents=True)
+                return path
 
     def _begin(self) -> None:
         """Read or write what the folder says of the run, and start the metrics file, wandb and the workers."""
-        args, path = self.args, self.dir / "args.json"
-        sha256 = None if self.teacher is None else self.teacher.sha256
-        self._saved = None
-        if path.exists():
-            self._refuse_another_run(sha256)
+        args, path, checkpoint = self.args, self.dir / "args.json", self.dir / CHECKPOINT
+        self._content = {"script": self._script.name, "name": self.name}
+        self._content["teacher_sha256"] = None if self.teacher is None else self.teacher.sha256
+        self._content["env"] = envs.digest(args.env_id) if envs.is_own(args.env_id) else args.env_id
+        device = launch.learner_device(args)
+        device_name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+        is_new = not path.exists()
+        if is_new:  # a start that was cut off leaves two of its files
+            known = {self._script.name, "versions.json"}
+            if any(file.name not in known and not file.name.startswith(".") for file in self.dir.iterdir()):
+                raise UserError(f"--run-dir {self.dir} is neither empty nor a run.")
+        else:
+            launch.saved_args(type(args), self.dir)  # of this script
+            self._refuse_another(self.dir, launch.FREE_FLAGS)
+            self._note_changes()
             for folder in (self.dir, *self.dir.glob("cycle_*")):
                 files.remove_leftovers(folder)
             (self.dir / elsewhere.WAITING).unlink(missing_ok=True)
-            if (self.dir / CHECKPOINT).exists():
-                cure = "restore it, or delete it: the run then begins again, to the same end"
-                self._saved = files.load_torch(self.dir / CHECKPOINT, "checkpoint", cure)
-        borrowed = self._saved is None and args.pretrained is not None
-        lines = self._load_pretrained(Path(args.pretrained), sha256) if borrowed else b""
-        place = None if borrowed or self._saved is None else self._saved["metrics"]
-        self._metrics = metrics.Metrics(self.dir / "metrics.jsonl", place)
-        self._metrics.copy(lines)
-        if not path.exists():
+        take_over = self._check_pretrained() if args.pretrained and not checkpoint.exists() else None
+        if is_new:
             files.write_atomically(self.dir / self._script.name, self._script.read_bytes())
-            device = launch.learner_device(args)
-            name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-            files.save_json(self.dir / "versions.json", versions(self._script) | {"device": name, "changes": []})
-            content = {"script": self._script.name, "name": self.name, "teacher_sha256": sha256, "env": self._env()}
-            # args.json last: a folder with it is a run
-            files.save_json(path, content | {"args": dataclasses.asdict(args)})
-            tqdm.write(f"new run {self.dir}, learning on {name}")
+            files.save_json(self.dir / "versions.json", versions(self._script) | {"device": device_name, "changes": []})
+            files.save_json(path, self._content | {"args": dataclasses.asdict(args)})  # from now on it holds a run
+            tqdm.write(f"new run {self.dir}, learning on {device_name}")
+        for file, data in (take_over or {}).items():
+            files.write_atomically(self.dir / file, data)
+        cure = "restore it, or delete it: the run then begins again, to the same end"
+        self._saved = files.load_torch(checkpoint, "checkpoint", cure) if checkpoint.exists() else None
+        self._metrics = metrics.Metrics(self.dir / "metrics.jsonl", self._saved["lines"] if self._saved else 0)
         if args.track:
             self._metrics.track()
-        self._stopwatch.before = self._saved["wall_s"] if self._saved else 0.0
         self._workers = Workers(self.env, args.num_workers)
         again = shlex.join(["python", str(self._script), "--resume", str(self.dir.resolve())])
-        self._interrupt = Interrupt(f"go on with: {again}")
+        self._interrupt = launch.Interrupt(f"go on with: {again}")
 
-    def _env(self) -> str:
-        """The task as what it is: a name, or the hash of your own file and class."""
-        return envs.digest(self.args.env_id) if envs.is_own(self.args.env_id) else self.args.env_id
+    def _refuse_another(self, folder: Path, may_differ: set[str]) -> None:
+        """Raise UserError if the run in `folder` has another flag, task or teacher than this one."""
+        other = files.load_json(folder / "args.json", "arguments")
+        # Of your own files the content counts, not the path.
+        mine, theirs = (
+            {"env_id": content["env"], "teacher": f"of SHA-256 {content['teacher_sha256']}"}
+            for content in (self._content, other)
+        )
+        if found := launch.difference(dataclasses.replace(self.args, **mine), other["args"] | theirs, may_differ):
+            flag, now, before = found
+            raise UserError(f"{folder} was started with {flag} {before}, not {now}; start in a new folder.")
 
-    def _refuse_another_run(self, teacher_sha256: str | None) -> None:
-        """Raise UserError if flags or teacher aren't those of the start; say so if code or packages aren't."""
-        launch.saved_args(type(self.args), self.dir)
-        saved = files.load_json(self.dir / "args.json", "arguments")
-        # What counts is the content of the user's files, not their paths.
-        if found := launch.difference(self.args, saved["args"], launch.FREE_FLAGS | {"teacher", "env_id"}):
-            flag, value, before = found
-            raise UserError(f"{flag} {value} can't be changed in a run that was started with {flag} {before}.")
-        if saved["env"] != self._env():
-            task = saved["args"]["env_id"]
-            raise UserError(
-                f"{self.dir} was started on --env-id {task}, {saved['env']}, not {self.args.env_id}, {self._env()}."
-            )
-        if teacher_sha256 != saved["teacher_sha256"]:
-            raise UserError(
-                f"{self.dir} was started with another teacher: --teacher {saved['args']['teacher']} had SHA-256 "
-                f"{saved['teacher_sha256']}, {self.args.teacher} has {teacher_sha256}; bring it back, or start in a "
-                "new folder."
-            )
+    def _note_changes(self) -> None:
+        """Say and write down which code and packages have changed since the run was started."""
         path, now = self.dir / "versions.json", versions(self._script)
         before = files.load_json(path, "versions")
-        pairs = {name: (before[name], now[name]) for name in PACKAGES}
-        pairs |= {name: (before["code"].get(name), now["code"].get(name)) for name in before["code"] | now["code"]}
-        if changed := {name: list(pair) for name, pair in pairs.items() if pair[0] != pair[1]}:
+        known, changes = {name: before[name] for name in before if name not in ("device", "changes")}, before["changes"]
+        pairs = {name: [known.get(name), now.get(name)] for name in known | now}
+        if changed := {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}:
             tqdm.write(f"warning: {', '.join(changed)} changed since this run was started; its report will say so.")
-            files.save_json(path, before | now | {"changes": [*before["changes"], changed]})
+            files.save_json(path, before | now | {"changes": [*changes, changed]})
 
-    def _load_pretrained(self, source: Path, teacher_sha256: str | None) -> bytes:
-        """Take over what cycle 0 of the run in `source` left; returns its lines of metrics.
+    def _check_pretrained(self) -> dict[str, bytes]:
+        """What cycle 0 of the run that `--pretrained` names has left: files, the checkpoint last.
 
         All flags that both runs have must agree, but for the inherited ones, cycles and budget.
 
         Raises:
             UserError: its pre-training isn't finished, or isn't what these flags and this teacher would make.
         """
-        path, name = source / "cycle_0000" / CHECKPOINT, f"--pretrained {source}"
-        if not path.exists():
-            raise UserError(f"{name}: it holds no run that has finished its pre-training.")
-        other = files.load_json(source / "args.json", "arguments")
-        content = files.load_torch(path, "checkpoint")
-        may_differ = launch.INHERITED | launch.CYCLES_AND_BUDGET | {"teacher", "env_id"}
-        if found := launch.difference(self.args, other["args"], may_differ):
-            flag, value, theirs = found
-            raise UserError(f"{name}: it was made with {flag} {theirs}, not {value}.")
-        if other["env"] != self._env():
-            raise UserError(f"{name}: it was made on {other['args']['env_id']}, {other['env']}, not {self._env()}.")
-        if other["teacher_sha256"] != teacher_sha256:
-            hashes = f"SHA-256 {other['teacher_sha256']}, not {teacher_sha256}"
-            raise UserError(f"{name}: it was cloned from another teacher, {hashes}.")
-        place, path = content["metrics"], source / "metrics.jsonl"
-        lines = path.read_bytes()[: place["bytes"]] if path.exists() else b""
-        if zlib.crc32(lines) != place["crc"]:
-            raise UserError(f"{name}: its metrics.jsonl isn't what it wrote.")
-        for file in [*(source / "cycle_0000").glob("*.*"), source / "teacher.json"]:
-            if file.is_file() and not file.name.startswith("."):
-                files.write_atomically(self.dir / file.relative_to(source), file.read_bytes())
-        self._saved = content
-        return lines
+        source = Path(self.args.pretrained)
+        checkpoint = source / "cycle_0000" / CHECKPOINT
+        if not checkpoint.exists():
+            raise UserError(f"--pretrained {source}: it holds no run that has finished its pre-training.")
+        self._refuse_another(source, launch.INHERITED | launch.CYCLES_AND_BUDGET)
+        lines = files.load_torch(checkpoint, "checkpoint")["lines"]
+        found = [path for path in [*(source / "cycle_0000").glob("[!.]*"), source / "teacher.json"] if path.is_file()]
+        content = {str(path.relative_to(source)): path.read_bytes() for path in found}
+        content["metrics.jsonl"] = metrics.first_lines(source / "metrics.jsonl", lines)
+        return content | {CHECKPOINT: checkpoint.read_bytes()}
 
     def __enter__(self) -> "Run":
         self._interrupt.start()
@@ -233,7 +199,7 @@ class Run:
         failed = kind is not None and not issubclass(kind, Waiting)
         with contextlib.suppress(OSError):  # of a full disk, which was reported when a line was written
             self._metrics.close(int(failed), preempted=failed and issubclass(kind, Interrupted))
-        self._lock.close()
+        self._lock.release()
 
     # ---- restore, count, save
 
@@ -255,22 +221,18 @@ class Run:
                     f"{self.dir} was learned on another kind of device than {part.device.type}, whose random numbers "
                     "differ: continue it where there is one like it."
                 )
-            (part.set_state if isinstance(part, torch.Generator) else part.load_state_dict)(mine)
+            part.set_state(mine) if isinstance(part, torch.Generator) else part.load_state_dict(mine)
         torch.set_rng_state(self._saved["state"]["torch"])
         if len(self._saved["state"]["cuda"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all(self._saved["state"]["cuda"])
         self.cycle, self.step = self._saved["cycle"], self._saved["step"]
-        self._stopwatch.seconds, self._metrics.last_return = self._saved["seconds"], self._saved["last_return"]
+        self._stopwatch.seconds.update(self._saved["seconds"])  # adds to what has been since
         self._saved = None  # it is as large as the networks and their optimisers
         for cycle in range(1, self.cycle):
-            episodes = self._read_batch(cycle)
-            if episodes is None:
-                raise UserError(f"{self.dir} has lost its batch of cycle {cycle}; start again in a new folder.")
+            episodes, _ = rollouts.unpack(files.load_arrays(self.cycle_dir(cycle) / "batch.npz", "batch"))
             replay.append(episodes, self._annotations(cycle, episodes, None))
             self.actor_step += rollouts.num_steps(episodes)
         tqdm.write(f"continuing {self.dir} in cycle {self.cycle} at step {self.step}")
-        if not (self.dir / CHECKPOINT).exists():  # it began from another run's clone; now it stands alone
-            self._save_checkpoint()
 
     def steps(self, first: int, last: int, desc: str) -> Iterator[int]:
         """Count the steps of this cycle from `first`, or from `step` in a continued run, to `last` - 1.
@@ -309,16 +271,15 @@ class Run:
     def _save_checkpoint(self) -> None:
         """Save everything as it is before `self.step` of this cycle, and end the run if a signal has arrived."""
         with self.timed("waiting for evaluations"):
-            self._metrics.flush(wait=True)
+            self._metrics.flush(at_most=0)
         self._check_finite()
         with self._interrupt.later(), self.timed("writing"):
             parts = {
                 n: p.get_state() if isinstance(p, torch.Generator) else p.state_dict() for n, p in self._parts.items()
             }
             state = {"parts": parts, "torch": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
-            content = {"cycle": self.cycle, "step": self.step, "state": state, "metrics": self._metrics.place()}
-            content |= {"wall_s": self._stopwatch.total, "seconds": self._stopwatch.seconds}
-            content |= {"last_return": self._metrics.last_return}
+            content = {"cycle": self.cycle, "step": self.step, "state": state, "seconds": dict(self._stopwatch.seconds)}
+            content |= {"lines": self._metrics.lines}
             if (self.cycle, self.step) == (1, 0):  # for runs with --pretrained
                 files.save_torch(self.cycle_dir(0) / CHECKPOINT, content)
             files.save_torch(self.dir / CHECKPOINT, content)
@@ -343,20 +304,14 @@ class Run:
     def demonstrations(self) -> tuple[list[Episode], dict[str, np.ndarray]]:
         """The teacher's episodes, and what is known of them.
 
-        A snapshot's are cached in `--demo-dir`, those of your own class kept as `cycle_0000/batch.npz`.
-
-        Of recorded episodes that is `teacher_action`, what was meant, (their steps, action_size); others can be asked.
+        A snapshot's are cached in `--demo-dir`, those of your own class kept as `cycle_0000/batch.npz`. What is known
+        of recorded episodes is `teacher_action`, what was meant, (their steps, action_size); others can be asked.
         """
         with self.timed("demonstrations"):
-            num_episodes, sigma = self.args.demo_episodes, self.args.demo_sigma
-            path, where = self.cycle_dir(0) / "batch.npz", Path(self.args.demo_dir)
+            arguments = self.teacher, self.env, self.args.demo_episodes, self.args.demo_sigma, Path(self.args.demo_dir)
+            make = functools.partial(teachers.demonstrations, *arguments, self._workers)
             own = isinstance(self.teacher, teachers.UserTeacher)
-            if own and path.exists():
-                episodes = rollouts.unpack(files.load_arrays(path, "demonstrations", files.REMAKE))[0]
-            else:
-                episodes = teachers.demonstrations(self.teacher, self.env, num_episodes, sigma, where, self._workers)
-                if own:
-                    files.save_arrays(path, **rollouts.pack(episodes, [0] * len(episodes)))
+            episodes = self._batch(0, make) if own else make()
         self._demonstration_queries = 2 * rollouts.num_steps(episodes)
         if isinstance(self.teacher, teachers.Recorded):
             self._demonstration_queries = 0
@@ -385,28 +340,30 @@ class Run:
             Waiting: a file isn't there yet.
             UserError: the policy or the environment returned nonsense.
         """
+        missing = actor_steps - self.actor_step
+
+        def run() -> list[Episode]:
+            if self.args.deploy == "elsewhere":
+                return elsewhere.deployed(self.cycle_dir(self.cycle), policy, sigma, self.env, missing)
+            began, stream = time.perf_counter(), (self.args.seed, rollouts.DEPLOY, self.cycle)
+            episodes = self._workers.steps(policy, sigma, stream, missing, f"cycle {self.cycle}, deploying")
+            self._sps = rollouts.num_steps(episodes) / (time.perf_counter() - began)
+            return episodes
+
         with self.timed("deploying"):
-            missing, folder, episodes = actor_steps - self.actor_step, self.cycle_dir(self.cycle), None
-            try:
-                episodes = self._read_batch(self.cycle)
-            except UserError as error:
-                tqdm.write(f"{error} It is deployed again.")  # by the same policy and seeds, so it is the very same
-            if episodes is None:
-                if self.args.deploy == "elsewhere":
-                    episodes = elsewhere.deployed(folder, policy, sigma, self.env, missing)
-                else:
-                    began, stream = time.perf_counter(), (self.args.seed, rollouts.DEPLOY, self.cycle)
-                    episodes = self._workers.steps(policy, sigma, stream, missing, f"cycle {self.cycle}, deploying")
-                    self._sps = rollouts.num_steps(episodes) / (time.perf_counter() - began)
-                files.save_arrays(folder / "batch.npz", **rollouts.pack(episodes, [self.cycle] * len(episodes)))
+            episodes = self._batch(self.cycle, run)
             annotations = self._annotations(self.cycle, episodes, policy)
         self.actor_step += rollouts.num_steps(episodes)
         return episodes, annotations
 
-    def _read_batch(self, cycle: int) -> list[Episode] | None:
-        """The batch of a cycle, None if there is none. Raises UserError if it is damaged."""
+    def _batch(self, cycle: int, make: Callable[[], list[Episode]]) -> list[Episode]:
+        """The episodes in a cycle's folder; where there are none, they are made and written."""
         path = self.cycle_dir(cycle) / "batch.npz"
-        return rollouts.unpack(files.load_arrays(path, "batch"))[0] if path.exists() else None
+        if path.exists():
+            return rollouts.unpack(files.load_arrays(path, "batch", files.REMAKE))[0]
+        episodes = make()
+        files.save_arrays(path, **rollouts.pack(episodes, [cycle] * len(episodes)))
+        return episodes
 
     def _annotations(
         self, cycle: int, episodes: list[Episode], policy: torch.nn.Module | None
@@ -444,19 +401,7 @@ class Run:
         with self.timed("writing"):
             snapshots.save(folder / "snapshot.pt", self.env, policy, critic, metadata)
         if self.args.capture_video:
-            evaluate.film_apart(folder / "snapshot.pt", folder / "video.gif")
-
-    def _check_policy(self, folder: Path) -> None:
-        """Say if a kept policy is lost or damaged, and score it again if only its evaluation is lost."""
-        try:
-            metadata = files.load_torch(folder / "snapshot.pt", "policy snapshot")["metadata"]
-            if self.env.simulated and not (folder / "evaluation.json").exists():
-                actor = snapshots.load(folder / "snapshot.pt", torch.device("cpu")).action
-                self._score(folder / "evaluation.json", actor, metadata["cycle"], metadata["learner_step"])
-        except UserError as error:
-            if self.env.simulated and not (folder / "evaluation.json").exists():
-                raise
-            tqdm.write(str(error))
+            evaluate.film(folder / "snapshot.pt", folder / "video.gif")
 
     # ---- what it says
 
@@ -475,9 +420,9 @@ class Run:
             evaluate: a policy whose noise-free return belongs into the line as `eval/episodic_return`. It is run in
                 the workers, as it is now, and the line waits for it.
         """
-        clock = {"cycle": self.cycle, "actor_step": self.actor_step, "learner_step": step if self.cycle > 0 else 0}
-        clock |= {"pretrain_step": step} if self.cycle == 0 else {}
-        clock |= {"wall_s": round(self._stopwatch.total, 3)}
+        clock = {"cycle": self.cycle, "actor_step": self.actor_step, "learner_step": step}
+        clock |= {"learner_step": 0, "pretrain_step": step} if self.cycle == 0 else {}
+        clock |= {"wall_s": round(self._stopwatch.total(), 3)}
         values, self._sps = values | {"charts/SPS": self._sps}, None
         if self._bar is not None and self.cycle > 0:
             start, began = self._counted_from
@@ -485,7 +430,7 @@ class Run:
         pending = None
         with self.timed("waiting for evaluations"):
             if evaluate is not None and self.args.eval_episodes > 0 and self.env.simulated:
-                self._metrics.wait_for_evaluations(at_most=2 * self._workers.num_workers)
+                self._metrics.flush(at_most=2 * self._workers.num_workers)
                 stream = (self.args.seed, rollouts.EVALUATE, math.ceil(step / self.args.eval_every))
                 pending = self._workers.submit(evaluate, 0.0, stream, range(self.args.eval_episodes))
             self._metrics.add(clock, values, pending)
@@ -499,18 +444,17 @@ class Run:
             queries: how often annotations and learning asked the teacher; the lines of metrics say the rest.
         """
         with self.timed("report"):
-            self._metrics.flush(wait=True)
+            self._metrics.flush(at_most=0)
             if self.teacher is not None:
                 self.score_teacher()  # if that is lost
             for cycle in filter(self._kept, range(self.args.num_cycles + 1)):
-                self._check_policy(self.cycle_dir(cycle))
+                path = self.cycle_dir(cycle) / "evaluation.json"
+                if self.env.simulated and not path.exists():  # it is lost
+                    snapshot = snapshots.load(path.with_name("snapshot.pt"), torch.device("cpu"))
+                    self._score(path, snapshot.action, cycle, snapshot.metadata["learner_step"])
             if self.args.annotate == "elsewhere":
                 states = [files.load_arrays(path, "states") for path in sorted(self.dir.glob("cycle_*/states.npz"))]
                 queries["states_annotated"] = sum(len(found["index"]) for found in states)
-            for line in report.read_metrics(self.dir / "metrics.jsonl"):
-                for name in (name for name in line if name.startswith("teacher/") and name.endswith("_queries")):
-                    key = name.removeprefix("teacher/")
-                    queries[key] = queries.get(key, 0) + int(line[name])
             report.make_report(self.dir, queries, self._stopwatch.seconds)
             picture = report.draw_learning_curve(self.dir)
         self._metrics.finish_wandb()

@@ -114,16 +114,14 @@ def load(path: Path, device: torch.device) -> Snapshot:
             "common/snapshots.py computes. Its weights are in the file; write a class around them, FILE.py:Class."
         )
     try:
-        sizes = content["policy"]["torso.0.weight"].shape[1], content["policy"]["head.weight"].shape[0]
-        if sizes != (content["obs_size"], content["action_size"]):
-            raise ValueError(f"its layers are for sizes {sizes}")
-        if not all(value.isfinite().all() for name in ("policy", "critic") for value in content[name].values()):
-            raise ValueError("its weights aren't finite")
         snapshot = Snapshot(content, hashlib.sha256(Path(path).read_bytes()).hexdigest(), device)
-        obs, action = torch.zeros(1, sizes[0], device=device), torch.zeros(1, sizes[1], device=device)
-        snapshot.action(obs)
+        obs, action = (torch.zeros(1, size, device=device) for size in snapshot.sizes)
+        if snapshot.action(obs).shape != action.shape:
+            raise ValueError("its last layer has another size")
         if snapshot.gives_gradients:
             snapshot.q_value(obs, action)
-    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError, IndexError) as error:
+        if not all(value.isfinite().all() for name in ("policy", "critic") for value in content[name].values()):
+            raise ValueError("its weights aren't finite")
+    except Exception as error:
         raise UserError(f"{path} is no policy snapshot of this project's format ({error!r}); {cure}.") from error
     return snapshot

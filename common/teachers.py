@@ -164,9 +164,11 @@ def demonstrations(
                 return unpack(files.load_arrays(path, "demonstrations", "they are made again"))[0]
             except UserError as error:
                 print(error, file=sys.stderr)
-        with files.writing(folder):  # say it before the work
+        try:  # before the work
             folder.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=folder).close()
+        except OSError as error:
+            raise UserError(f"{folder} can't be written ({error.strerror}): choose another --demo-dir.") from error
     stream = (int(teacher.sha256, 16),)
     episodes = workers.episodes(teacher.action, sigma, stream, range(num_episodes), "demonstrations")
     if path is not None:

@@ -74,7 +74,7 @@ def test_a_video_that_cannot_be_is_one_sentence_and_a_run_says_it_at_its_start(
         evaluate.film(run_folder / "cycle_0001" / "snapshot.pt", tmp_path / "film.avi", 0)
     monkeypatch.setenv("MUJOCO_GL", "no-such-renderer")
     with pytest.raises(UserError, match="libosmesa6"):
-        evaluate.choose_renderer()
+        evaluate.check_can_film(TASK)
     sentence = "isn't a task of dm_control's, and only those are drawn"
     with pytest.raises(UserError, match=sentence):
         run_method("bc", tmp_path / "run", tmp_path, capture_video=True, **TOY)
@@ -109,8 +109,8 @@ def test_a_run_films_its_kept_policies(tmp_path, demo_dir, monkeypatch):
         evaluate.check_can_film(TASK)
     except UserError as error:
         pytest.skip(str(error))
-    films, honest = [], evaluate.film_apart
-    monkeypatch.setattr(evaluate, "film_apart", lambda *paths: films.append(paths))
+    films, honest = [], evaluate.film
+    monkeypatch.setattr(evaluate, "film", lambda *paths: films.append(paths))
     flags = {"env_id": "pendulum-swingup", "actor_steps": 3_000, "num_cycles": 3, "keep_every": 2, "eval_episodes": 0}
     run_dir = run_method("bc", tmp_path / "run", demo_dir, capture_video=True, report_episodes=1, **flags)
     folders = [run_dir / f"cycle_{cycle:04d}" for cycle in (0, 2, 3)]

@@ -5,7 +5,7 @@ import signal
 import pytest
 
 from common import Interrupted
-from common.interrupt import Interrupt
+from common.launch import Interrupt
 
 TAKEN = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP]
 

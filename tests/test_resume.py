@@ -85,7 +85,7 @@ def test_a_signal_saves_and_says_how_to_go_on_from_any_folder(tmp_path):
     assert files.load_torch(tmp_path / "run" / "checkpoint.pt", "checkpoint")["step"] == 1  # the step was finished
     other = [sys.executable, words[0], "--resume", "run", "--seed", "2"]
     refused = subprocess.run(other, cwd=tmp_path, capture_output=True, text=True)
-    assert refused.returncode == 1 and "error: --seed 2 can't be changed" in refused.stderr
+    assert refused.returncode == 1 and "was started with --seed 1, not 2" in refused.stderr
     assert not (tmp_path / "demos").exists()  # of a class of your own nothing is cached
     (tmp_path / "elsewhere").mkdir()
     subprocess.run([sys.executable, *shlex.split(hint)], cwd=tmp_path / "elsewhere", check=True, capture_output=True)
@@ -105,7 +105,7 @@ def copied(stopped, tmp_path, demo_dir):
 def test_other_flags_are_refused_and_free_ones_taken(stopped, alone, tmp_path, demo_dir):
     module, args = copied(stopped, tmp_path, demo_dir)
     for flag, value in {"seed": 2, "gamma": 0.9, "decay_rate": 5.0, "scale": 0.5}.items():
-        with pytest.raises(UserError, match=f"--{flag.replace('_', '-')} {value} can't be changed"):
+        with pytest.raises(UserError, match=f"was started with --{flag.replace('_', '-')} .*, not {value};"):
             module.main(dataclasses.replace(args, **{flag: value}))
     with pytest.raises(UserError, match=r"a run of gbrl_teacher_action\.py, not of gbrl_d4pg\.py"):
         launch.saved_args(script("gbrl_d4pg").Args, stopped)
@@ -115,11 +115,11 @@ def test_other_flags_are_refused_and_free_ones_taken(stopped, alone, tmp_path, d
     files.save_torch(path, content)  # as a GPU's generator has it
     with pytest.raises(UserError, match="another kind of device than cpu"):
         module.main(args)
-    content["state"]["parts"]["sampler"], content["wall_s"], content["seconds"]["cloning"] = sampler, 1e6, 5e5
+    content["state"]["parts"]["sampler"], content["seconds"]["cloning"] = sampler, 1e6
     files.save_torch(path, content)
     run_dir = module.main(dataclasses.replace(args, num_workers=1, checkpoint_every=7))
     assert 1e6 < report(run_dir)["wall_s"] < 1e6 + 1e4  # time counts on
-    assert report(run_dir)["seconds"]["cloning"] == 5e5
+    assert report(run_dir)["seconds"]["cloning"] == 1e6
     assert differences(result(run_dir), result(alone("ta:1"))) == []
 
 
@@ -130,7 +130,7 @@ def test_another_teacher_is_refused_with_both_hashes(alone, tmp_path, demo_dir):
     live("ta:1", args, steps=[(1, 20)])
     shutil.copy(second, tmp_path / "teacher.pt")
     hashes = [hashlib.sha256(path.read_bytes()).hexdigest() for path in (first, second)]
-    with pytest.raises(UserError, match="another teacher: .* had SHA-256 {}, .* has {};".format(*hashes)):
+    with pytest.raises(UserError, match="was started with --teacher of SHA-256 {}, not of SHA-256 {};".format(*hashes)):
         module.main(args)
     shutil.copy(first, tmp_path / "teacher.pt")
     assert report(module.main(args))["teacher"]["sha256"] == hashes[0]
@@ -146,12 +146,12 @@ def test_an_environment_file_may_move_but_not_change(tmp_path, demo_dir, alone):
     module, args = make_args(
         "ta:1", tmp_path / "run", demo_dir, **(flags | {"env_id": f"{moved}:Line", "teacher": f"{moved}:Pusher"})
     )
-    with pytest.raises(UserError, match=r"was started on --env-id .*toy.py:Point, .*, not .*toy.py:Line, "):
+    with pytest.raises(UserError, match=r"was started with --env-id .*, not .*; start in a new folder"):
         module.main(args)
     args = dataclasses.replace(args, env_id=f"{moved}:Point")
     text = moved.read_text()
     moved.write_text(text + "# changed\n")
-    with pytest.raises(UserError, match="was started on --env-id"):
+    with pytest.raises(UserError, match="was started with --env-id"):
         module.main(args)
     moved.write_text(text)
     assert differences(result(module.main(args)), result(alone("ta:1"))) == ["report"]  # which names the file
@@ -176,7 +176,7 @@ def test_a_folder_in_use_is_refused(tmp_path, demo_dir):
     user = Run(args, "bc", envs.spec(args.env_id), None, module.__file__)
     with pytest.raises(UserError, match="in use by another process"):
         module.main(args)
-    user._lock.close()
+    user._lock.release()
     shutil.rmtree(tmp_path / "run")
     module.main(args)
 
@@ -216,13 +216,13 @@ def test_a_clone_of_another_run_is_refused(alone, tmp_path, demo_dir):
         (alone("bc"), {"seed": 2}, "--seed 1, not 2"),
         (alone("bc"), {"bc_steps": 41}, "--bc-steps 40, not 41"),
         (alone("bc"), {"demo_sigma": 0.2}, "--demo-sigma 0.3, not 0.2"),
-        (alone("bc"), other, "another teacher, SHA-256 .*, not "),
+        (alone("bc"), other, "--teacher of SHA-256 .*, not of "),
         (tmp_path / "unfinished", {}, "no run that has finished its pre-training"),
         (tmp_path / "nowhere", {}, "no run that has finished its pre-training"),
-        (tmp_path / "damaged", {}, "its metrics.jsonl isn't what it wrote"),
+        (tmp_path / "damaged", {}, "metrics.jsonl has lost lines that its run wrote"),
     ]
     for source, flags, sentence in refused:
         module, args = make_args("ta:1", tmp_path / "run", demo_dir, pretrained=str(source), **(TOY | flags))
-        with pytest.raises(UserError, match=f"--pretrained {source}: .*{sentence}"):
+        with pytest.raises(UserError, match=f"{source}.*{sentence}"):
             module.main(args)
         assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]  # nothing of it is left
