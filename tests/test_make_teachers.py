@@ -42,7 +42,7 @@ def test_a_shipped_policy_is_made_again_by_its_command(folder, tmp_path):
     for network in ("policy", "critic"):
         for name, value in content[network].items():
             assert torch.equal(value, again[network][name])
-    curve = make_teachers.load_curves()["pendulum-swingup"]
+    curve = make_teachers.load_curve("pendulum-swingup")
     assert list(curve[0]) == [1000] * 7 + [2000] * 6 + [3000] * 7  # at updates 0, 20, .., 360 and 375
     manifest = (shipped.parent / "manifest.json").read_bytes()
     make_teachers.save_manifest({shipped.name: make_teachers.entry(shipped, make_teachers.score(shipped))})
