@@ -12,7 +12,6 @@ import copy
 import itertools
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,11 +21,12 @@ import methods
 import numpy as np
 import torch
 import tyro
+from torch.utils.benchmark import Timer
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from any folder
 
 import gbrl_d4pg
-from common import envs, launch, snapshots, teachers
+from common import envs, launch, teachers
 from common.envs import EnvSpec
 from common.replay import Replay
 from common.rollouts import Episode
@@ -66,20 +66,12 @@ def filled(transitions: int, device: torch.device) -> Replay:
     return replay
 
 
-def make_teacher(device: torch.device) -> snapshots.Snapshot:
-    """A teacher of the shipped architecture with random weights."""
-    agent = gbrl_d4pg.Agent(gbrl_d4pg.Args(), WALKER, device)
-    with tempfile.TemporaryDirectory() as folder:
-        snapshots.save(Path(folder) / "teacher.pt", WALKER, agent.policy, agent.critic, {})
-        return snapshots.load(Path(folder) / "teacher.pt", device)
-
-
 def make_step(method: str, replay: Replay, device: torch.device, compiled: bool) -> Callable[[], None]:
     """One update of a method as a function."""
     script, args = methods.load(method)
     args = script.resolve(args, WALKER)
     agent = script.Agent(args, WALKER, device)
-    teacher = make_teacher(device)
+    teacher = teachers.load("expert", WALKER, "action_gradients", device)
     script.annotate(args, replay, agent.bc_policy, agent.previous_policy, teacher)
     sampler, count = torch.Generator(device).manual_seed(0), itertools.count(1)
     compute = script.compute_gradients
@@ -96,20 +88,6 @@ def make_step(method: str, replay: Replay, device: torch.device, compiled: bool)
             agent.copy_targets()
 
     return step
-
-
-def median_ms(function: Callable[[], object], times: int, device: torch.device) -> float:
-    """Median milliseconds of one call."""
-    seconds = []
-    for _ in range(times):
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        began = time.perf_counter()
-        function()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - began)
-    return 1000 * statistics.median(seconds)
 
 
 def deployment(num_workers: int) -> float:
@@ -138,11 +116,10 @@ def main(args: Args) -> None:
             print(method, end=": ", flush=True)
             steps[method, True]()  # says how long compiling took
     times: dict[tuple[str, bool], list[float]] = {key: [] for key in steps}
-    for turn in range(args.rounds + 1):
+    for _ in range(args.rounds):
         for key, step in steps.items():
-            value = median_ms(step, 10, device)
-            if turn > 0:  # the first turn warms up
-                times[key].append(value)
+            timer = Timer("step()", globals={"step": step}, num_threads=args.torch_threads)
+            times[key].append(1000 * timer.timeit(10).mean)  # warms up, and waits for a GPU
     print(f"{device}, {args.torch_threads} threads\n{'method':16}{'':10}{'ms':>8}{'vs bc':>8}")
     for (method, kind), values in times.items():
         ms, base = statistics.median(values), statistics.median(times["bc", kind])
