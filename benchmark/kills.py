@@ -75,7 +75,7 @@ def kill_runs(
         runs += 1
         child = None
         while child is None or child.exitcode == -signal.SIGKILL:
-            # Each life is a forked process, which needs no new imports, and takes up to a quarter of a whole run's time.
+            # Each life is a forked process, which needs no new imports, and takes up to a quarter of a run's time.
             child = multiprocessing.get_context("fork").Process(target=module.main, args=(args,))
             child.start()
             child.join(longest * rng.random() if places.total() < kills else None)

@@ -335,19 +335,14 @@ def test_a_sweep_counts_the_processors_that_it_may_use(tmp_path, monkeypatch):
             path.write_text(text)
         return sweep.processors(tmp_path / name)
 
-    v1 = "4:memory:/docker/1\n3:cpu,cpuacct:/docker/1\n"
     assert count("nothing is said") == 16
     assert count("a container", **{"proc__self__cgroup": "0::/\n", "sys__fs__cgroup__cpu.max": "250000 100000\n"}) == 2
     assert count("less than one", **{"proc__self__cgroup": "0::/\n", "sys__fs__cgroup__cpu.max": "5000 10000\n"}) == 1
     assert count("no quota", **{"proc__self__cgroup": "0::/\n", "sys__fs__cgroup__cpu.max": "max 100000\n"}) == 16
+    hybrid = {"proc__self__cgroup": "3:cpu,cpuacct:/docker/1\n0::/\n", "sys__fs__cgroup__cpu.max": "400000 100000\n"}
+    assert count("both versions", **hybrid) == 4
     outer = {"sys__fs__cgroup__a__cpu.max": "300000 100000\n", "sys__fs__cgroup__a__b__cpu.max": "max 100000\n"}
     assert count("an outer group", **{"proc__self__cgroup": "0::/a/b\n"}, **outer) == 3
-    quota = {
-        "sys__fs__cgroup__cpu__cpu.cfs_quota_us": "400000\n",
-        "sys__fs__cgroup__cpu__cpu.cfs_period_us": "100000\n",
-    }
-    assert count("version 1", **{"proc__self__cgroup": v1}, **quota) == 4
-    assert count("version 1, none", **{"proc__self__cgroup": v1}, **quota | {next(iter(quota)): "-1\n"}) == 16
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", "3")
     assert [count(name) for name in ("nothing is said", "a container", "no quota")] == [3, 2, 3]
 
