@@ -42,10 +42,6 @@ class Args:
 
     kills: int = 100
     """SIGKILLs over all cases"""
-    env_id: str = "cartpole-swingup"
-    """task"""
-    num_workers: int = 0
-    """worker processes of each run"""
     seed: int | None = None
     """seed of the moments; default: a random one, which is printed"""
 
@@ -66,7 +62,7 @@ def kill_runs(
 ) -> tuple[collections.Counter, int, int]:
     """Kill runs of one case `kills` times; returns the kills per place, the runs, and how many of them were equal."""
     began = time.perf_counter()
-    alone = run_method(method, folder / "alone", folder / "demos", **(flags | {"track": False, "num_workers": 0}))
+    alone = run_method(method, folder / "alone", folder / "demos", **(flags | {"track": False}))
     longest, expected = (time.perf_counter() - began) / 4, result(alone)
     places, runs, equal = collections.Counter(), 0, 0
     while places.total() < kills:
@@ -100,7 +96,6 @@ def main(args: Args) -> None:
     os.environ.setdefault("WANDB_MODE", "offline")
     for i, (method, flags) in enumerate(CASES):
         share = (i + 1) * args.kills // len(CASES) - i * args.kills // len(CASES)
-        flags = flags | {"env_id": args.env_id, "num_workers": args.num_workers}
         with tempfile.TemporaryDirectory() as folder:
             new = kill_runs(method, flags, share, rng, Path(folder))
         places, runs, equal = places + new[0], runs + new[1], equal + new[2]

@@ -1,4 +1,4 @@
-"""Train, ship, score and draw the teachers of `teachers/`.
+"""Train, ship and score the teachers of `teachers/`.
 
     python benchmark/make_teachers.py train cheetah-run-expert --run-dir runs/cheetah
     python benchmark/make_teachers.py ship runs/cheetah --cycle 2000 --tier expert
@@ -6,10 +6,9 @@
 
 `train` trains a shipped teacher again, from nothing, with its own command; the policy of the last cycle is the teacher.
 `ship` scores a policy of a training run and makes it a shipped teacher: choose it by its evaluations. `report`
-scores all shipped teachers again, writes the manifest anew and draws their training curves beside published ones.
+scores all shipped teachers again and writes the manifest anew.
 """
 
-import itertools
 import shlex
 import subprocess
 import sys
@@ -17,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 import tyro
 from plot import write_csv
@@ -30,7 +28,6 @@ from common import UserError, evaluate, files, report, snapshots, teachers  # no
 
 RESULTS = ROOT / "benchmark" / "results" / "teachers"
 SCORE_EPISODES = 100  # of the one score that is reported of a teacher [ours]
-MARKS = (100_000, 250_000, 500_000, 1_000_000, 2_000_000, 3_000_000)  # environment steps of the table of curves [ours]
 
 
 @dataclass
@@ -85,7 +82,7 @@ class Ship:
 
 @dataclass
 class Report:
-    """Score all shipped teachers again, write the manifest anew, draw the curves and print both as tables."""
+    """Score all shipped teachers again, write the manifest anew and print the scores as a table."""
 
     def __call__(self) -> None:
         paths = tqdm(shipped(), "scoring", disable=None, leave=False)
@@ -95,13 +92,6 @@ class Report:
         for name, content in manifest.items():
             (low, high), mean = content["return"]["ci95"], content["return"]["mean"]
             print(f"| {Path(name).stem} | {mean:.1f} | {low:.1f} to {high:.1f} | {content['actor_step']:,} |")
-        tasks = sorted({path.stem.rpartition("-")[0] for path in shipped()})
-        curves = {task: (load_curve(task), load_published(task)) for task in tasks}
-        draw(RESULTS / "curves.png", curves)
-        marks = " | ".join(f"{mark / 1e6:g}M" for mark in MARKS)
-        print(f"\n| task | {marks} |\n|---|" + "---|" * len(MARKS))
-        for task, (ours, published) in curves.items():
-            print(f"| {task} | " + " | ".join(compare(ours, published, mark) for mark in MARKS) + " |")
 
 
 def shipped() -> list[Path]:
@@ -125,56 +115,6 @@ def entry(path: Path, returned: dict[str, Any]) -> dict[str, Any]:
 def save_manifest(manifest: dict[str, Any]) -> None:
     """Write what is known of each shipped file, sorted by name."""
     files.save_json(teachers.SHIPPED / "manifest.json", dict(sorted(manifest.items())))
-
-
-# ---- training curves
-
-
-def load_curve(task: str) -> np.ndarray:
-    """Environment steps and noise-free returns of the n evaluations of the task's training run, (2, n)."""
-    return np.loadtxt(RESULTS / f"{task}.csv", delimiter=",", skiprows=1).T
-
-
-def load_published(task: str) -> np.ndarray:
-    """Environment steps at a bin's end, and mean, lowest and highest return over published seeds, (4, bins)."""
-    path = RESULTS / "d4pg_reference_curves.csv"
-    lines = np.genfromtxt(path, delimiter=",", names=True, dtype=None, encoding="utf-8")
-    lines = lines[lines["task"] == task.replace("-", "_")]
-    return np.array([lines[name] for name in ("env_steps_bin_end", "mean", "min_seed", "max_seed")], float)
-
-
-def binned(curve: np.ndarray, ends: np.ndarray) -> np.ndarray:
-    """Mean return of the evaluations in each bin, (bins,), NaN for a bin without one."""
-    edges = np.concatenate([[2 * ends[0] - ends[1]], ends])
-    inside = [curve[1][(low < curve[0]) & (curve[0] <= high)] for low, high in itertools.pairwise(edges)]
-    return np.array([values.mean() if len(values) else np.nan for values in inside])
-
-
-def compare(curve: np.ndarray, published: np.ndarray, mark: int) -> str:
-    """Ours and the published return in the bin that ends at `mark` environment steps, as a cell of a table."""
-    for (end, mean, low, high), ours in zip(published.T, binned(curve, published[0]), strict=True):
-        if end == mark and not np.isnan(ours):
-            return f"{ours:.0f} / {mean:.0f} ({low:.0f} to {high:.0f})"
-    return "–"
-
-
-def draw(path: Path, curves: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:
-    """Draw ours, one seed, over the published mean and range over seeds, one panel for each task."""
-    with report.plain_figure(figsize=(6.5, 4.2)) as figure:
-        grid = figure.subplots(2, 3, sharey=True)
-        for axes, (task, (curve, (ends, mean, low, high))) in zip(grid.flat, curves.items(), strict=True):
-            axes.fill_between(ends, low, high, color="0.85", linewidth=0)
-            axes.plot(ends, mean, color="0.35", linewidth=1, label="published D4PG, 10 seeds: mean and range")
-            axes.plot(ends, binned(curve, ends), color="#0072B2", linewidth=1.2, label="ours, one seed")
-            axes.set(title=task, xlim=(0, curve[0][-1]), ylim=(0, 1000))
-            axes.xaxis.set_major_formatter(lambda x, _: f"{x / 1e6:g}M")
-            axes.locator_params(axis="x", nbins=4)
-        for axes in grid[:, 0]:
-            axes.set_ylabel("episodic return")
-        for axes in grid[-1]:
-            axes.set_xlabel("environment steps")
-        figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
-        figure.savefig(path, dpi=200)
 
 
 if __name__ == "__main__":

@@ -1,18 +1,15 @@
-"""Milliseconds of one update for each method, and steps per second of a deployment.
+"""Milliseconds of one update for each method. What a deployment takes, a run logs as `charts/SPS`.
 
     python benchmark/speed.py [--compile] [--transitions 100000]
 
 An update is sampling, both gradients, clipping, both Adam steps, and a target copy every hundred. All methods are timed
-in turns, so that a machine whose speed drifts treats them alike. Sizes are walker-run's, the data is random. A
-deployment is twenty episodes of walker-run's expert, with noise, in `--num-workers` processes.
+in turns, so that a machine whose speed drifts treats them alike. Sizes are walker-run's, the data is random.
 """
 
-import contextlib
 import copy
 import itertools
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,11 +23,10 @@ from torch.utils.benchmark import Timer
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from any folder
 
 import gbrl_d4pg
-from common import envs, launch, teachers
+from common import launch, teachers
 from common.envs import EnvSpec
 from common.replay import Replay
 from common.rollouts import Episode
-from common.workers import Workers
 
 WALKER = EnvSpec("walker-run", 24, 6, 1000)
 METHODS = [f"{name}:1" if method.decays else name for name, method in methods.METHODS.items()]
@@ -50,8 +46,6 @@ class Args:
     """threads of the learner"""
     cuda: bool = False
     """time on the GPU"""
-    num_workers: int = 1
-    """worker processes of the deployment"""
 
 
 def filled(transitions: int, device: torch.device) -> Replay:
@@ -90,19 +84,8 @@ def make_step(method: str, replay: Replay, device: torch.device, compiled: bool)
     return step
 
 
-def deployment(num_workers: int) -> float:
-    """Environment steps per second of twenty noisy episodes, once the processes have started."""
-    spec = envs.spec(WALKER.env_id)
-    teacher = teachers.load("expert", spec, "actions", torch.device("cpu"))
-    with contextlib.closing(Workers(spec, num_workers)) as pool:
-        pool.episodes(teacher.action, 0.3, (1,), range(20), "starting")
-        began = time.perf_counter()
-        pool.episodes(teacher.action, 0.3, (2,), range(20), "timing")
-        return 20 * spec.episode_length / (time.perf_counter() - began)
-
-
 def main(args: Args) -> None:
-    """Time all methods in turns and print a table, then a deployment."""
+    """Time all methods in turns and print a table."""
     run_args = gbrl_d4pg.Args(torch_threads=args.torch_threads, cuda=args.cuda, compile=args.compile)
     device = launch.configure_torch(run_args)
     replay, kinds = filled(args.transitions, device), (False, True) if args.compile else (False,)
@@ -124,7 +107,6 @@ def main(args: Args) -> None:
     for (method, kind), values in times.items():
         ms, base = statistics.median(values), statistics.median(times["bc", kind])
         print(f"{method:16}{'compiled' if kind else 'eager':10}{ms:8.2f}{ms / base:8.2f}")
-    print(f"walker-run, {args.num_workers} workers: {deployment(args.num_workers):.0f} steps/s deployed")
 
 
 if __name__ == "__main__":
