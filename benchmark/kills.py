@@ -8,13 +8,13 @@ differs. The tests kill at every file and at chosen steps instead, so that their
 """
 
 import collections
-import contextlib
 import multiprocessing
 import os
 import random
 import signal
 import sys
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,67 +42,43 @@ class Args:
 
     kills: int = 100
     """SIGKILLs over all cases"""
-    env_id: str = "cartpole-swingup"
-    """task"""
-    num_workers: int = 0
-    """worker processes of each run"""
     seed: int | None = None
     """seed of the moments; default: a random one, which is printed"""
 
 
-def kill_somewhere(child: multiprocessing.Process, run_dir: Path, rng: random.Random) -> bool:
-    """SIGKILL a run a few checkpoints after its start and a moment later; returns whether it was still running.
-
-    Counting checkpoints rather than seconds reaches every part of a run on a machine of any speed.
-    """
-    path, last, left = run_dir / "checkpoint.pt", None, rng.randrange(6)
-    moment = rng.random() * (0.15 if left > 0 else 1.0)  # seconds; reading what a run goes on from takes most of one
-    while left > 0 and child.exitcode is None:
-        child.join(0.005)
-        with contextlib.suppress(FileNotFoundError):  # there is none yet, or one is about to take its place
-            written = path.stat().st_mtime_ns
-            left, last = left - (last is not None and written != last), written
-    child.join(moment)
-    if child.exitcode is not None:
-        return False
-    os.kill(child.pid, signal.SIGKILL)
-    child.join()
-    return True
-
-
 def place(run_dir: Path, num_cycles: int) -> str:
     """Where a run was at its last checkpoint, in words."""
-    for name in ("checkpoint.pt",):
-        try:
-            content = files.load_torch(run_dir / name, "checkpoint")
-        except UserError:
-            continue
-        if content["cycle"] > 0:
-            return f"cycle {content['cycle']}" if content["cycle"] <= num_cycles else "its report"
+    try:
+        content = files.load_torch(run_dir / "checkpoint.pt", "checkpoint")
+    except UserError:
+        return "before its first checkpoint"
+    if content["cycle"] == 0:
         return "cloning" if content["step"] < SMALL["bc_steps"] else "critic evaluation"
-    return "before its first checkpoint"
+    return f"cycle {content['cycle']}" if content["cycle"] <= num_cycles else "its report"
 
 
-def torment(
+def kill_runs(
     method: str, flags: dict[str, object], kills: int, rng: random.Random, folder: Path
 ) -> tuple[collections.Counter, int, int]:
     """Kill runs of one case `kills` times; returns the kills per place, the runs, and how many of them were equal."""
-    expected = result(
-        run_method(method, folder / "alone", folder / "demos", **(flags | {"track": False, "num_workers": 0}))
-    )
+    began = time.perf_counter()
+    alone = run_method(method, folder / "alone", folder / "demos", **(flags | {"track": False}))
+    longest, expected = (time.perf_counter() - began) / 4, result(alone)
     places, runs, equal = collections.Counter(), 0, 0
     while places.total() < kills:
         run_dir = folder / f"killed_{runs}"
         module, args = make_args(method, run_dir, folder / "demos", **flags, checkpoint_every=2)
         runs += 1
-        while True:  # each life in a forked process, which needs no new imports
+        child = None
+        while child is None or child.exitcode == -signal.SIGKILL:
+            # Each life is a forked process, which needs no new imports, and takes up to a quarter of a run's time.
             child = multiprocessing.get_context("fork").Process(target=module.main, args=(args,))
             child.start()
-            if places.total() == kills:
+            child.join(longest * rng.random() if places.total() < kills else None)
+            if child.exitcode is None:
+                child.kill()
                 child.join()
-            if child.exitcode is not None or not kill_somewhere(child, run_dir, rng):
-                break
-            places[place(run_dir, args.num_cycles)] += 1
+                places[place(run_dir, args.num_cycles)] += 1
         if child.exitcode != 0:
             sys.exit(f"{method}: a resumed run failed with status {child.exitcode}")
         different = differences(result(run_dir), expected)
@@ -120,9 +96,8 @@ def main(args: Args) -> None:
     os.environ.setdefault("WANDB_MODE", "offline")
     for i, (method, flags) in enumerate(CASES):
         share = (i + 1) * args.kills // len(CASES) - i * args.kills // len(CASES)
-        flags = flags | {"env_id": args.env_id, "num_workers": args.num_workers}
         with tempfile.TemporaryDirectory() as folder:
-            new = torment(method, flags, share, rng, Path(folder))
+            new = kill_runs(method, flags, share, rng, Path(folder))
         places, runs, equal = places + new[0], runs + new[1], equal + new[2]
     print(f"{places.total()} kills: " + ", ".join(f"{count} in {name}" for name, count in sorted(places.items())))
     print(f"{equal} of {runs} ends are bit-equal to the run that was left alone")

@@ -3,7 +3,7 @@
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,13 +36,6 @@ class Budget(NamedTuple):
             return f"{self.actor_steps:,} environment steps and {self.learner_steps:,} updates"
         return "the paper's budget" if self.scale == 1 else f"{100 * self.scale:g} % of the paper's budget"
 
-    @property
-    def file_name(self) -> str:
-        """The budget as a part of a file's name."""
-        if self.scale is None:
-            return f"{self.actor_steps}_steps_{self.learner_steps}_updates"
-        return f"scale_{self.scale:g}"
-
 
 PAPER = Budget(2_000_000, 250_000)  # [paper A.2]
 
@@ -61,11 +54,31 @@ class Run(NamedTuple):
     report: dict[str, Any]
     resolved: dict[str, Any]  # every flag
 
+    @property
+    def setting(self) -> str:
+        """What runs of different methods, tasks and seeds must have in common to be compared, in words."""
+        return f"{self.num_cycles} cycles, teacher {self.teacher}, {self.budget.title}"
+
 
 def task_weights(members: list[Run]) -> np.ndarray:
     """Each run's weight in a mean where every task counts the same, however many runs it has: (runs,), sum 1."""
     runs_of = Counter(run.env_id for run in members)
     return np.array([1 / (len(runs_of) * runs_of[run.env_id]) for run in members])
+
+
+def estimate(statistic: Callable[..., np.ndarray], *scores: list[np.ndarray]) -> tuple[float, float, float]:
+    """`statistic` of scores and its 95 % percentile interval when the runs of each task are drawn anew.
+
+    Each of `scores` has an array (R,) for each task, in draws (RESAMPLES, R). One run says nothing about the spread of
+    runs: the interval is then NaN.
+    """
+    point = float(statistic(*scores))
+    if min(len(of_task) for tasks in scores for of_task in tasks) < 2:
+        return point, float("nan"), float("nan")
+    rng, size = np.random.default_rng(0), report.RESAMPLES
+    drawn = [[of_task[rng.integers(len(of_task), size=(size, len(of_task)))] for of_task in tasks] for tasks in scores]
+    low, high = np.quantile(statistic(*drawn), [0.025, 0.975])
+    return point, float(low), float(high)
 
 
 def extract(folder: Path) -> dict[str, Any]:
@@ -142,7 +155,7 @@ def load_all(paths: Iterable[Path]) -> list[Run]:
     loaded = [load(path) for path in tqdm(find(paths), "reading runs", disable=None, leave=False)]
     by_name: dict[str, dict[int, Run]] = {}
     for run in loaded:
-        name = f"{run.method}, {run.env_id}, {run.num_cycles} cycles, teacher {run.teacher}, {run.budget.title}"
+        name = f"{run.method}, {run.env_id}, {run.setting}"
         seeds = by_name.setdefault(name, {})
         if run.seed in seeds:
             raise UserError(f"two runs are both {name}, seed {run.seed}; give one of them.")

@@ -1,19 +1,15 @@
-"""Milliseconds of one update for each method, and steps per second of a deployment.
+"""Milliseconds of one update for each method. What a deployment takes, a run logs as `charts/SPS`.
 
     python benchmark/speed.py [--compile] [--transitions 100000]
 
 An update is sampling, both gradients, clipping, both Adam steps, and a target copy every hundred. All methods are timed
-in turns, so that a machine whose speed drifts treats them alike. Sizes are walker-run's, the data is random. A
-deployment is twenty episodes of walker-run's expert, with noise, in `--num-workers` processes.
+in turns, so that a machine whose speed drifts treats them alike. Sizes are walker-run's, the data is random.
 """
 
-import contextlib
 import copy
 import itertools
 import statistics
 import sys
-import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,15 +18,15 @@ import methods
 import numpy as np
 import torch
 import tyro
+from torch.utils.benchmark import Timer
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from any folder
 
 import gbrl_d4pg
-from common import envs, launch, snapshots, teachers
+from common import launch, teachers
 from common.envs import EnvSpec
 from common.replay import Replay
 from common.rollouts import Episode
-from common.workers import Workers
 
 WALKER = EnvSpec("walker-run", 24, 6, 1000)
 METHODS = [f"{name}:1" if method.decays else name for name, method in methods.METHODS.items()]
@@ -50,8 +46,6 @@ class Args:
     """threads of the learner"""
     cuda: bool = False
     """time on the GPU"""
-    num_workers: int = 1
-    """worker processes of the deployment"""
 
 
 def filled(transitions: int, device: torch.device) -> Replay:
@@ -66,20 +60,12 @@ def filled(transitions: int, device: torch.device) -> Replay:
     return replay
 
 
-def make_teacher(device: torch.device) -> snapshots.Snapshot:
-    """A teacher of the shipped architecture with random weights."""
-    agent = gbrl_d4pg.Agent(gbrl_d4pg.Args(), WALKER, device)
-    with tempfile.TemporaryDirectory() as folder:
-        snapshots.save(Path(folder) / "teacher.pt", WALKER, agent.policy, agent.critic, {})
-        return snapshots.load(Path(folder) / "teacher.pt", device)
-
-
 def make_step(method: str, replay: Replay, device: torch.device, compiled: bool) -> Callable[[], None]:
     """One update of a method as a function."""
     script, args = methods.load(method)
     args = script.resolve(args, WALKER)
     agent = script.Agent(args, WALKER, device)
-    teacher = make_teacher(device)
+    teacher = teachers.load("expert", WALKER, "action_gradients", device)
     script.annotate(args, replay, agent.bc_policy, agent.previous_policy, teacher)
     sampler, count = torch.Generator(device).manual_seed(0), itertools.count(1)
     compute = script.compute_gradients
@@ -98,33 +84,8 @@ def make_step(method: str, replay: Replay, device: torch.device, compiled: bool)
     return step
 
 
-def median_ms(function: Callable[[], object], times: int, device: torch.device) -> float:
-    """Median milliseconds of one call."""
-    seconds = []
-    for _ in range(times):
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        began = time.perf_counter()
-        function()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - began)
-    return 1000 * statistics.median(seconds)
-
-
-def deployment(num_workers: int) -> float:
-    """Environment steps per second of twenty noisy episodes, once the processes have started."""
-    spec = envs.spec(WALKER.env_id)
-    teacher = teachers.load("expert", spec, "actions", torch.device("cpu"))
-    with contextlib.closing(Workers(spec, num_workers)) as pool:
-        pool.episodes(teacher.action, 0.3, (1,), range(20), "starting")
-        began = time.perf_counter()
-        pool.episodes(teacher.action, 0.3, (2,), range(20), "timing")
-        return 20 * spec.episode_length / (time.perf_counter() - began)
-
-
 def main(args: Args) -> None:
-    """Time all methods in turns and print a table, then a deployment."""
+    """Time all methods in turns and print a table."""
     run_args = gbrl_d4pg.Args(torch_threads=args.torch_threads, cuda=args.cuda, compile=args.compile)
     device = launch.configure_torch(run_args)
     replay, kinds = filled(args.transitions, device), (False, True) if args.compile else (False,)
@@ -138,16 +99,14 @@ def main(args: Args) -> None:
             print(method, end=": ", flush=True)
             steps[method, True]()  # says how long compiling took
     times: dict[tuple[str, bool], list[float]] = {key: [] for key in steps}
-    for turn in range(args.rounds + 1):
+    for _ in range(args.rounds):
         for key, step in steps.items():
-            value = median_ms(step, 10, device)
-            if turn > 0:  # the first turn warms up
-                times[key].append(value)
+            timer = Timer("step()", globals={"step": step}, num_threads=args.torch_threads)
+            times[key].append(1000 * timer.timeit(10).mean)  # warms up, and waits for a GPU
     print(f"{device}, {args.torch_threads} threads\n{'method':16}{'':10}{'ms':>8}{'vs bc':>8}")
     for (method, kind), values in times.items():
         ms, base = statistics.median(values), statistics.median(times["bc", kind])
         print(f"{method:16}{'compiled' if kind else 'eager':10}{ms:8.2f}{ms / base:8.2f}")
-    print(f"walker-run, {args.num_workers} workers: {deployment(args.num_workers):.0f} steps/s deployed")
 
 
 if __name__ == "__main__":

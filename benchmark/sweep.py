@@ -13,8 +13,11 @@ is lost, its runs go on elsewhere from their checkpoints. For any other schedule
 """
 
 import concurrent.futures
+import contextlib
 import ctypes
+import functools
 import importlib
+import itertools
 import os
 import shlex
 import signal
@@ -90,26 +93,30 @@ def command(words: list[str], folder: Path) -> list[str]:
     return [str(ROOT / script), *flags, "--run-dir", str(folder)]
 
 
-def run(words: list[str], folder: Path, clone_status: int = 0, **options: Any) -> int:
-    """Start or continue one run, if its clone is there; returns its exit status. `options` go to `subprocess.run`."""
-    if clone_status != 0 or (folder / "report.json").exists():
-        return clone_status
+def run(words: list[str], folder: Path, clone: Any = None, **options: Any) -> int:
+    """Start or continue one run, once its clone's ended well; returns its exit status, or else the clone's.
+
+    `clone` is the clone's status or its future. `options` go to `subprocess.run`.
+    """
+    status = clone.result() if isinstance(clone, concurrent.futures.Future) else clone
+    if status or (folder / "report.json").exists():
+        return status or 0
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder.parent / f"{folder.name}.log", "a") as log:
         words = [sys.executable, *command(words, folder)]
         return subprocess.run(words, stdout=log, stderr=subprocess.STDOUT, **options).returncode
 
 
-def run_on_node(here: str, words: list[str], folder: Path, clone_status: int = 0) -> int:
+def run_on_node(here: str, *job: Any) -> int:
     """`run` as a task of a Ray cluster, in the folder `here`. The run ends when the task does, however that ends."""
     os.chdir(here)
     libc, die_with_parent = ctypes.CDLL(None), 1  # PR_SET_PDEATHSIG, which only Linux has
     options = {"preexec_fn": lambda: libc.prctl(die_with_parent, signal.SIGKILL)} if sys.platform == "linux" else {}
-    return run(words, folder, clone_status, **options)
+    return run(*job, **options)
 
 
 def on_ray(args: Args) -> Callable[..., Any]:
-    """`run_on_node` as a task of the cluster: called with its arguments, any of them a task's result, it begins.
+    """`run` as a task of the cluster: called with its arguments, the clone's a task's result, it begins.
 
     Raises:
         UserError: Ray isn't installed, or there is no such cluster.
@@ -123,7 +130,7 @@ def on_ray(args: Args) -> Callable[..., Any]:
     except (ConnectionError, RuntimeError, ValueError) as error:  # none there, or of another version
         raise UserError(f"--ray-address {args.ray_address}: {error}") from error
     needs = {"num_cpus": args.cpus_per_run, "num_gpus": args.gpus_per_run, "max_retries": MAX_LOSSES}
-    return ray.remote(run_on_node).options(**needs).remote
+    return functools.partial(ray.remote(run_on_node).options(**needs).remote, os.getcwd())
 
 
 def processors(root: Path = Path("/")) -> int:
@@ -131,18 +138,12 @@ def processors(root: Path = Path("/")) -> int:
     limits = [len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1]
     if (share := os.environ.get("SLURM_CPUS_PER_TASK", "")).isdigit():
         limits.append(int(share))
-    own, groups = root / "proc/self/cgroup", root / "sys/fs/cgroup"
-    lines = own.read_text().splitlines() if own.exists() else []
-    for path in [Path(line.split(":", 2)[2].lstrip("/")) for line in lines]:
-        for group in (path, *path.parents):  # the quota of each holds; in a container only the last may be there
-            v1 = [groups / "cpu" / group / f"cpu.cfs_{name}_us" for name in ("quota", "period")]
-            for numbers in ([groups / group / "cpu.max"], v1):
-                try:
-                    quota, period = map(int, " ".join(number.read_text() for number in numbers).split())
-                except (OSError, ValueError):  # no such group, or "max"
-                    continue
-                if quota > 0:
-                    limits.append(quota // period)
+    own = root / "proc/self/cgroup"
+    group = Path(own.read_text().rpartition(":")[2].strip().lstrip("/")) if own.exists() else Path()
+    for path in (group, *group.parents):  # the quota of each holds; in a container only the last may be there
+        with contextlib.suppress(OSError, ValueError):  # no such group, or "max"
+            quota, period = map(int, (root / "sys/fs/cgroup" / path / "cpu.max").read_text().split())
+            limits.append(quota // period)
     return max(1, min(limits))
 
 
@@ -159,69 +160,49 @@ def main(args: Args, more: list[str]) -> None:
         raise UserError("--parallel and --cpus-per-run must be at least 1.")
     clones: dict[Path, list[str]] = {}
     finished: list[Path] = []
-    jobs: dict[Path, tuple[Path, list[str]]] = {}
-    for seed in args.seeds:  # all methods of a seed before the next seed: an early end leaves whole comparisons
-        for env_id in args.env_ids:
-            for cycles in args.num_cycles:
-                for method in args.methods:
-                    budget = (f"{args.scale:g}", str(seed))
-                    task, by = (Path(flag).name.replace(":", "-") for flag in (env_id, args.teacher))  # may be files
-                    name = "__".join([task, method.replace(":", "-"), by, str(cycles), *budget])
-                    shared = ["--env-id", env_id, "--teacher", args.teacher, "--seed", str(seed), *more]
-                    shared += ["--scale", str(args.scale)]
-                    clone = clone_of(method)
-                    folder = args.output / "__".join(["clone", task, clone.replace(":", "-"), by, *budget])
-                    episode = str(envs.spec(env_id).episode_length)  # one, the least that a run may have
-                    short = ["--num-cycles", "1", "--actor-steps", episode, "--learner-steps", "1"]
-                    words = [
-                        *methods.command(method),
-                        *shared,
-                        "--num-cycles",
-                        str(cycles),
-                        "--pretrained",
-                        str(folder),
-                    ]
-                    kept = args.results and args.results / f"{name}.json"
-                    if kept and kept.exists():
-                        refuse_other(words, runs.load(kept).resolved, kept)
-                        finished.append(kept)
-                        continue
-                    clones[folder] = [*methods.command(clone), *shared, *short]
-                    jobs[args.output / name] = (folder, words)
-    for folder, words in (clones | {folder: words for folder, (_, words) in jobs.items()}).items():
+    jobs: dict[Path, list[str]] = {}
+    clone_by_job: dict[Path, Path] = {}
+    # All methods of a seed before the next seed: an early end leaves whole comparisons.
+    for seed, env_id, cycles, method in itertools.product(args.seeds, args.env_ids, args.num_cycles, args.methods):
+        clone, ending = clone_of(method), (f"{args.scale:g}", str(seed))
+        task, by = (Path(flag).name.replace(":", "-") for flag in (env_id, args.teacher))  # may be files
+        name = "__".join([task, method.replace(":", "-"), by, str(cycles), *ending])
+        folder = args.output / "__".join(["clone", task, clone.replace(":", "-"), by, *ending])
+        shared = ["--env-id", env_id, "--teacher", args.teacher, "--seed", str(seed), *more, "--scale", str(args.scale)]
+        words = [*methods.command(method), *shared, "--num-cycles", str(cycles), "--pretrained", str(folder)]
+        kept = args.results and args.results / f"{name}.json"
+        if kept and kept.exists():
+            refuse_other(words, runs.load(kept).resolved, kept)
+            finished.append(kept)
+            continue
+        episode = str(envs.spec(env_id).episode_length)  # one, the least that a run may have
+        short = ["--num-cycles", "1", "--actor-steps", episode, "--learner-steps", "1"]
+        clones[folder] = [*methods.command(clone), *shared, *short]
+        jobs[args.output / name], clone_by_job[args.output / name] = words, folder
+    for folder, words in (clones | jobs).items():
         if (folder / "report.json").exists():  # here, not as a thread comes to it: tyro isn't made for threads
             refuse_other(words, files.load_json(folder / "args.json", "arguments")["args"], folder)
 
-    if not any(word.startswith("--num-workers") for word in more):  # a run's learner and workers share its processors
-        of_run = of_clone = args.cpus_per_run
-        if not args.print and args.ray_address is None:
-            of_run = processors() // args.parallel
-            of_clone = processors() // min(args.parallel, len(clones) or 1)  # often there is only one
-        for _, words in jobs.values():
-            words += ["--num-workers", str(max(0, of_run - 1))]
-        for words in clones.values():  # a clone runs its episodes while nothing learns
-            words += ["--num-workers", str(of_clone if of_clone > 1 else 0)]
+    if not any(word.startswith("--num-workers") for word in more):
+        here = not args.print and args.ray_address is None
+        # A run's learner and its workers share its processors; a clone's episodes run while nothing learns.
+        for block, learner in ((clones, 0), (jobs, 1)):
+            share = processors() // min(args.parallel, len(block) or 1) if here else args.cpus_per_run
+            for words in block.values():
+                words += ["--num-workers", str(max(0, share - learner))]
 
     if args.print:
-        for block in (clones, {folder: words for folder, (_, words) in jobs.items()}):
-            todo = {folder: words for folder, words in block.items() if not (folder / "report.json").exists()}
-            print(*(shlex.join(["python", *command(words, folder)]) for folder, words in todo.items()), "", sep="\n")
+        for block in (clones, jobs):
+            todo = [command(words, folder) for folder, words in block.items() if not (folder / "report.json").exists()]
+            print(*(shlex.join(["python", *words]) for words in todo), "", sep="\n")
         return
 
     failed = []
     with concurrent.futures.ThreadPoolExecutor(args.parallel) as pool:
-        if args.ray_address is None:
-            cloning = {folder: pool.submit(run, words, folder) for folder, words in clones.items()}
-
-            def start(clone: Path, words: list[str], folder: Path) -> int:
-                return run(words, folder, cloning[clone].result())
-
-            futures = {pool.submit(start, *job, folder): folder for folder, job in jobs.items()}
-        else:
-            submit, here = on_ray(args), os.getcwd()
-            cloning = {folder: submit(here, words, folder) for folder, words in clones.items()}
-            tasks = {submit(here, words, folder, cloning[clone]): folder for folder, (clone, words) in jobs.items()}
-            futures = {task.future(): folder for task, folder in tasks.items()}
+        submit = functools.partial(pool.submit, run) if args.ray_address is None else on_ray(args)
+        cloning = {folder: submit(words, folder) for folder, words in clones.items()}
+        started = {folder: submit(words, folder, cloning[clone_by_job[folder]]) for folder, words in jobs.items()}
+        futures = {job if args.ray_address is None else job.future(): folder for folder, job in started.items()}
         try:
             for future in tqdm(concurrent.futures.as_completed(futures), total=len(futures), unit="run", disable=None):
                 folder = futures[future]

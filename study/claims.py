@@ -260,11 +260,7 @@ def interval(by_task: list[np.ndarray]) -> tuple[tuple[float, float], str]:
     """
     if min(map(len, by_task)) < 2:
         return report.bootstrap_interval(np.array([scores.mean() for scores in by_task])), "tasks"
-    rng = np.random.default_rng(0)
-    drawn = [rng.integers(len(scores), size=(report.RESAMPLES, len(scores))) for scores in by_task]
-    means = np.mean([scores[index].mean(1) for scores, index in zip(by_task, drawn, strict=True)], axis=0)
-    low, high = np.quantile(means, [0.025, 0.975])
-    return (float(low), float(high)), "seeds"
+    return runs.estimate(lambda drawn: np.mean([scores.mean(-1) for scores in drawn], 0), by_task)[1:], "seeds"
 
 
 def judge_part(part: Part, of: Runs) -> Outcome:
