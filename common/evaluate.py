@@ -1,6 +1,7 @@
-"""Score a policy snapshot on noise-free episodes and, on request, film it.
+"""Score policy snapshots on noise-free episodes and, on request, film them side by side.
 
-`python -m common.evaluate PATH [--episodes 20] [--seed 1] [--num-workers 2] [--video FILE.gif] [--json FILE]`
+    python -m common.evaluate RUN_DIR
+    python -m common.evaluate RUN_DIR/cycle_0000 RUN_DIR/cycle_0004 --video film.gif
 
 Episode i of seed s is seeded by (STREAM, s, i) alone. No run and no demonstrations use that stream, and the shipped
 teachers' scores are seed 0's, so a score is never taken on episodes that the policy was trained or picked on, and two
@@ -13,6 +14,7 @@ import math
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,20 +35,18 @@ PLAIN = {"shadow": False, "reflection": False}  # without a GPU these two take 6
 
 @dataclass
 class Args:
-    """Score a policy snapshot on noise-free episodes, and film one on request."""
+    """Score policy snapshots on noise-free episodes, and film one of each on request."""
 
-    path: tyro.conf.Positional[Path]
-    """a snapshot .pt, or a folder that holds one: a run's (its last cycle's is taken) or one cycle's"""
+    paths: tyro.conf.Positional[tuple[Path, ...]]
+    """snapshots .pt, or folders that hold one: a run's (its last cycle's is taken) or one cycle's"""
     episodes: int = 20
-    """noise-free episodes to score; 0 only films"""
+    """noise-free episodes to score each snapshot on; 0 only films"""
     seed: int = 1
     """names the episodes' start states; snapshots with the same seed get the same ones"""
     num_workers: int = 2
     """processes that run the episodes, 0 for none; the score doesn't depend on it"""
     video: Path | None = None
-    """film the first episode into this .gif"""
-    json: Path | None = None
-    """write the returns and the snapshot's SHA-256 to this file"""
+    """film the first episode of each, side by side, into this .gif"""
 
 
 def find_snapshot(path: Path) -> Path:
@@ -72,16 +72,18 @@ def check_can_film(env_id: str) -> None:
     _with_renderer(env_id, "draw_start", env_id)
 
 
-def film(snapshot_path: Path, output: Path, seed: int = 1) -> None:
-    """Film episode 0 of `seed`, the first that `score` runs, about in real time, as `output`, a .gif.
+def film(paths: Sequence[Path], output: Path, seed: int = 1) -> None:
+    """Film episode 0 of `seed`, the first that `score` runs, of each snapshot, about in real time, as `output`, a .gif.
 
     Raises:
-        UserError: unknown format, no working renderer, no good snapshot, or one of a task of your own.
+        UserError: unknown format, no working renderer, no good snapshot, one of a task of your own, or several tasks.
     """
     if output.suffix != ".gif":
         raise UserError(f"--video {output}: expected a name that ends in .gif.")
-    env_id = snapshots.load(snapshot_path, torch.device("cpu")).env_id
-    _with_renderer(env_id, "film_here", str(snapshot_path.resolve()), str(output.resolve()), str(seed))
+    env_id, *others = dict.fromkeys(snapshots.load(path, torch.device("cpu")).env_id for path in paths)
+    if others:
+        raise UserError(f"--video films snapshots of one task, not of {env_id} and {others[0]}.")
+    _with_renderer(env_id, "film_here", str(output.resolve()), str(seed), *(str(path.resolve()) for path in paths))
 
 
 def _with_renderer(env_id: str, function: str, *words: str) -> None:
@@ -121,53 +123,62 @@ def _picture(env: Any) -> np.ndarray:
     return picture
 
 
-def film_here(snapshot_path: str, output: str, seed: str) -> None:
+def film_here(output: str, seed: str, *paths: str) -> None:
     """What `film` says, with this process's renderer."""
-    snapshot = snapshots.load(Path(snapshot_path), torch.device("cpu"))
-    env = envs.SuiteEnv(snapshot.env_id)
-    every = math.ceil(env.spec.episode_length / MAX_FRAMES)
-    frames, rewards, last = [], [], False
-    # The same ten rows, thread and seed as in `rollouts.run_block`, so that this is the scored episode bit for bit.
-    obs = np.zeros((rollouts.BLOCK, env.spec.obs_size), np.float32)
-    env.reset(rollouts.episode_seeds((STREAM, int(seed)), 0)[0], obs[0])
-    with rollouts.one_thread(), torch.inference_mode():
-        while not last:
-            if len(rewards) % every == 0:
-                frames.append(_picture(env.dm_env))
-            reward, _, last = env.step(snapshot.action(torch.from_numpy(obs))[0].numpy(), obs[0])
-            rewards.append(np.float32(reward))
-    seconds = every * env.dm_env.control_timestep()
-    env.dm_env.close()
+    films, env_id = [], snapshots.load(Path(paths[0]), torch.device("cpu")).env_id
+    env = envs.SuiteEnv(env_id)
+    for path in paths:
+        frames, episodic_return = _frames(env, snapshots.load(Path(path), torch.device("cpu")), int(seed))
+        films.append(frames)
+        print(f"filmed episode 0 of seed {seed}, return {episodic_return:.2f}, of {path}")
+    longest = max(map(len, films))
+    frames = [np.concatenate([film[min(i, len(film) - 1)] for film in films], axis=1) for i in range(longest)]
     # One palette without dithering keeps still parts of the picture identical, which GIF stores for nothing.
     palette = Image.fromarray(np.concatenate(frames[:: len(frames) // 4 + 1])).quantize(128)
     images = [Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
+    duration = 1000 * _every(env) * env.dm_env.control_timestep()
     buffer = io.BytesIO()
-    images[0].save(buffer, "GIF", save_all=True, append_images=images[1:], duration=1000 * seconds, loop=0)
+    images[0].save(buffer, "GIF", save_all=True, append_images=images[1:], duration=duration, loop=0)
     files.write_atomically(Path(output), buffer.getvalue())
-    print(f"filmed episode 0 of seed {seed}, return {np.sum(rewards, dtype=np.float64):.2f}, into {output}")
+    env.dm_env.close()
+
+
+def _every(env: envs.SuiteEnv) -> int:
+    """Steps from one frame to the next."""
+    return math.ceil(env.spec.episode_length / MAX_FRAMES)
+
+
+def _frames(env: envs.SuiteEnv, snapshot: snapshots.Snapshot, seed: int) -> tuple[list[np.ndarray], float]:
+    """The frames of the first episode that `score` runs, and its return."""
+    frames, rewards, last = [], [], False
+    # The same ten rows, thread and seed as in `rollouts.run_block`, so that this is the scored episode bit for bit.
+    obs = np.zeros((rollouts.BLOCK, env.spec.obs_size), np.float32)
+    env.reset(rollouts.episode_seeds((STREAM, seed), 0)[0], obs[0])
+    with rollouts.one_thread(), torch.inference_mode():
+        while not last:
+            if len(rewards) % _every(env) == 0:
+                frames.append(_picture(env.dm_env))
+            reward, _, last = env.step(snapshot.action(torch.from_numpy(obs))[0].numpy(), obs[0])
+            rewards.append(np.float32(reward))
+    return frames, float(np.sum(rewards, dtype=np.float64))
 
 
 def main(args: Args) -> None:
-    """Film, then score, then print and write what came out."""
-    path = find_snapshot(args.path)
+    """Film, then score, and print what came out."""
+    paths = [find_snapshot(path) for path in args.paths]
     if args.episodes < 0 or args.seed < 0 or args.num_workers < 0:
         raise UserError("--episodes, --seed and --num-workers can't be negative.")
-    snapshot = snapshots.load(path, torch.device("cpu"))
+    loaded = [snapshots.load(path, torch.device("cpu")) for path in paths]
     if args.video is not None:
-        film(path, args.video, args.seed)
-    if args.episodes == 0:
-        return
-    returns = score(snapshot, args.episodes, args.seed, args.num_workers)
-    result = report.summarise(returns) | {"min": float(returns.min()), "max": float(returns.max())}
-    spec = envs.spec(snapshot.env_id)
-    print(f"{path}: {spec.env_id}, obs size {spec.obs_size}, action size {spec.action_size}, sha256 {snapshot.sha256}")
-    print(*(f"  {name}: {value}" for name, value in snapshot.metadata.items()), sep="\n")
-    print(f"return of {args.episodes} noise-free episodes of seed {args.seed}:")
-    print(f"  mean {result['mean']:.2f}, 95 % bootstrap interval {result['ci95'][0]:.2f} to {result['ci95'][1]:.2f}")
-    print(f"  standard deviation {result['std']:.2f}, min {result['min']:.2f}, max {result['max']:.2f}")
-    if args.json is not None:
-        result |= {"env_id": spec.env_id, "seed": args.seed, "returns": returns.tolist()}
-        files.save_json(args.json, result | {"snapshot_sha256": snapshot.sha256, "metadata": snapshot.metadata})
+        film(paths, args.video, args.seed)
+    for path, snapshot in zip(paths, loaded if args.episodes > 0 else [], strict=False):
+        returns = score(snapshot, args.episodes, args.seed, args.num_workers)
+        mean, deviation, (low, high) = (report.summarise(returns)[name] for name in ("mean", "std", "ci95"))
+        print(f"{path}: {snapshot.env_id}, SHA-256 {snapshot.sha256}")
+        print(*(f"  {name}: {value}" for name, value in snapshot.metadata.items()), sep="\n")
+        print(f"return of {args.episodes} noise-free episodes of seed {args.seed}:")
+        print(f"  mean {mean:.2f}, 95 % bootstrap interval {low:.2f} to {high:.2f}")
+        print(f"  standard deviation {deviation:.2f}, min {returns.min():.2f}, max {returns.max():.2f}")
 
 
 if __name__ == "__main__":

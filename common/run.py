@@ -401,7 +401,7 @@ class Run:
         with self.timed("writing"):
             snapshots.save(folder / "snapshot.pt", self.env, policy, critic, metadata)
         if self.args.capture_video:
-            evaluate.film(folder / "snapshot.pt", folder / "video.gif")
+            evaluate.film([folder / "snapshot.pt"], folder / "video.gif")
 
     # ---- what it says
 

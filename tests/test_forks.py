@@ -73,8 +73,8 @@ def test_a_fork_trains_resumes_and_reports(name, alone, tmp_path, demo_dir, monk
         for use in (
             lambda: snapshots.load(path, CPU),
             lambda: teachers.load(str(path), env, "actions", CPU),
-            lambda: evaluate.main(evaluate.Args(whole)),
-            lambda: evaluate.film(path, tmp_path / "film.gif", 0),
+            lambda: evaluate.main(evaluate.Args((whole,))),
+            lambda: evaluate.film([path], tmp_path / "film.gif", 0),
         ):
             with pytest.raises(UserError, match="can't be used as a teacher, scored or filmed"):
                 use()
