@@ -236,7 +236,7 @@ def test_a_teacher_that_writes_into_what_it_is_given_changes_nothing(tmp_path):
         ("def step(self, action): return self.state, 'a lot', False, False, {}", "step returned the reward 'a lot'"),
         (
             "def step(self, action): return np.nan * self.state, 0, False, False, {}",
-            ".*returned a non-finite obs",
+            ".*returned an observation that isn.t finite",
         ),
         ("def step(self, action): return self.state[:1], 0, False, False, {}", "observation of 1 numbers; .* has 2"),
         ("def reset(self, seed): return self.__dict__", "reset must return obs, info, as Gymnasium's"),
