@@ -96,7 +96,7 @@ def read(path: Path, env: EnvSpec | None) -> tuple[list[Episode], np.ndarray]:
 def _checked(path: Path, arrays: dict[str, np.ndarray], env: EnvSpec | None) -> tuple[list[Episode], np.ndarray]:
     """What `read` returns of these arrays, and raises."""
     try:
-        episodes, _ = rollouts.unpack({"cycle": np.zeros(len(arrays.get("length", ()))), **arrays})
+        episodes = rollouts.unpack(arrays)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     if not episodes:

@@ -99,15 +99,12 @@ def _read_evaluations(run_dir: Path) -> dict[int, tuple[int, np.ndarray]]:
     return dict(sorted(evaluations.items()))
 
 
-def _read_deployed(run_dir: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Cycle (E,) and return (E,) of every deployed episode."""
-    cycles, returns = [], []
-    for path in sorted(run_dir.glob("cycle_*/batch.npz")):
-        if path.parent.name != "cycle_0000":  # demonstrations of a teacher of your own
-            episodes, of_cycle = unpack(files.load_arrays(path, "batch"))
-            cycles += of_cycle
-            returns += [episode.episodic_return for episode in episodes]
-    return np.array(cycles, np.int64), np.array(returns)
+def _read_deployed(run_dir: Path) -> dict[int, list[float]]:
+    """Returns of the episodes that each cycle deployed, in order."""
+    paths = {int(path.parent.name[6:]): path for path in run_dir.glob("cycle_*/batch.npz")}
+    paths.pop(0, None)  # demonstrations of a teacher of your own
+    episodes = {cycle: unpack(files.load_arrays(paths[cycle], "batch")) for cycle in sorted(paths)}
+    return {cycle: [episode.episodic_return for episode in of_cycle] for cycle, of_cycle in episodes.items()}
 
 
 def make_report(run_dir: Path, queries: dict[str, int], seconds: dict[str, float]) -> dict[str, Any]:
@@ -127,7 +124,8 @@ def make_report(run_dir: Path, queries: dict[str, int], seconds: dict[str, float
     """
     content = files.load_json(run_dir / "args.json", "arguments")
     lines, evaluations = read_metrics(run_dir / "metrics.jsonl"), _read_evaluations(run_dir)
-    deployed_cycle, deployed_return = _read_deployed(run_dir)
+    deployed = _read_deployed(run_dir)
+    all_deployed = np.concatenate([*deployed.values(), []])
     args, has_clone, asked = content["args"], content["args"]["teacher"] != "none", collections.Counter(queries)
     for name, value in (item for line in lines for item in line.items()):
         if name.startswith("teacher/") and name.endswith("_queries"):
@@ -137,12 +135,12 @@ def make_report(run_dir: Path, queries: dict[str, int], seconds: dict[str, float
     if has_clone:
         returns = np.array(files.load_json(run_dir / "teacher.json", "evaluation")["returns"], np.float64)
         teacher = {"name": args["teacher"], "sha256": content["teacher_sha256"], "return": summarise(returns)}
-        regret = float((teacher["return"]["mean"] - deployed_return).sum())
+        regret = float((teacher["return"]["mean"] - all_deployed).sum())
     start = summarise(evaluations[0][1]) if evaluations else None
     kept = sorted(evaluations or {0, *(int(path.name[6:]) for path in run_dir.glob("cycle_[0-9]*"))})
     cycles, groups = [], []
     for previous, cycle in itertools.pairwise(kept):
-        group = deployed_return[(deployed_cycle > previous) & (deployed_cycle <= cycle)]
+        group = np.concatenate([[], *(deployed.get(k, []) for k in range(previous + 1, cycle + 1))])
         step, after = evaluations.get(cycle, (None, None))
         if not evaluations:
             step = max((int(line["learner_step"]) for line in lines if line["cycle"] == cycle), default=None)
@@ -168,7 +166,7 @@ def make_report(run_dir: Path, queries: dict[str, int], seconds: dict[str, float
         "dip": dip(*curve(lines), start["mean"]) if has_clone and evaluations else None,
         "falls": falls([returns for _, returns in evaluations.values()] or groups, paired=bool(evaluations)),
         "regret": regret,
-        "regret_per_episode": regret / len(deployed_return) if teacher and len(deployed_return) else None,
+        "regret_per_episode": regret / len(all_deployed) if teacher and len(all_deployed) else None,
         "teacher_queries": dict(asked),
         "changes": files.load_json(run_dir / "versions.json", "versions")["changes"],
         "seconds": {name: round(value, 2) for name, value in seconds.items()},

@@ -48,27 +48,26 @@ def num_steps(episodes: Sequence[Episode]) -> int:
     return sum(len(episode.reward) for episode in episodes)
 
 
-def pack(episodes: list[Episode], cycles: list[int]) -> dict[str, np.ndarray]:
-    """Episodes as flat arrays: obs (sum of T + 1, .), action, reward, discount (sum of T, .), length, cycle (E,)."""
+def pack(episodes: list[Episode]) -> dict[str, np.ndarray]:
+    """Episodes as flat arrays: obs (sum of T + 1, .), action, reward, discount (sum of T, .) and length (E,)."""
     arrays = {name: np.concatenate([getattr(episode, name) for episode in episodes]) for name in Episode._fields}
-    lengths = np.array([len(episode.reward) for episode in episodes], np.int64)
-    return arrays | {"length": lengths, "cycle": np.array(cycles, np.int64)}
+    return arrays | {"length": np.array([len(episode.reward) for episode in episodes], np.int64)}
 
 
-def unpack(arrays: dict[str, np.ndarray]) -> tuple[list[Episode], list[int]]:
+def unpack(arrays: dict[str, np.ndarray]) -> list[Episode]:
     """The inverse of `pack`. Raises UserError where an array is missing or its length doesn't fit."""
-    if missing := {*Episode._fields, "length", "cycle"} - arrays.keys():
+    if missing := {*Episode._fields, "length"} - arrays.keys():
         raise UserError(f"a file of episodes lacks the arrays {sorted(missing)}.")
     ends, total = np.cumsum(arrays["length"]), int(arrays["length"].sum())
     fits = all(len(arrays[name]) == total for name in Episode._fields[1:]) and (arrays["length"] > 0).all()
-    if not fits or len(arrays["obs"]) != total + len(ends) or len(arrays["cycle"]) != len(ends):
+    if not fits or len(arrays["obs"]) != total + len(ends):
         raise UserError("a file of episodes has arrays whose lengths don't fit each other.")
     episodes = []
     for i, (start, end) in enumerate(zip(ends - arrays["length"], ends, strict=True)):
         rows = slice(start, end)
         obs = arrays["obs"][start + i : end + i + 1]
         episodes.append(Episode(obs, arrays["action"][rows], arrays["reward"][rows], arrays["discount"][rows]))
-    return episodes, arrays["cycle"].tolist()
+    return episodes
 
 
 @contextmanager

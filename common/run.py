@@ -229,7 +229,7 @@ class Run:
         self._stopwatch.seconds.update(self._saved["seconds"])  # adds to what has been since
         self._saved = None  # it is as large as the networks and their optimisers
         for cycle in range(1, self.cycle):
-            episodes, _ = rollouts.unpack(files.load_arrays(self.cycle_dir(cycle) / "batch.npz", "batch"))
+            episodes = rollouts.unpack(files.load_arrays(self.cycle_dir(cycle) / "batch.npz", "batch"))
             replay.append(episodes, self._annotations(cycle, episodes, None))
             self.actor_step += rollouts.num_steps(episodes)
         tqdm.write(f"continuing {self.dir} in cycle {self.cycle} at step {self.step}")
@@ -360,9 +360,9 @@ class Run:
         """The episodes in a cycle's folder; where there are none, they are made and written."""
         path = self.cycle_dir(cycle) / "batch.npz"
         if path.exists():
-            return rollouts.unpack(files.load_arrays(path, "batch", files.REMAKE))[0]
+            return rollouts.unpack(files.load_arrays(path, "batch", files.REMAKE))
         episodes = make()
-        files.save_arrays(path, **rollouts.pack(episodes, [cycle] * len(episodes)))
+        files.save_arrays(path, **rollouts.pack(episodes))
         return episodes
 
     def _annotations(

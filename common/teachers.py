@@ -161,7 +161,7 @@ def demonstrations(
         path = folder / ("-".join(parts).replace(" ", "").replace("/", "-") + ".npz")
         if path.exists():
             try:
-                return unpack(files.load_arrays(path, "demonstrations", "they are made again"))[0]
+                return unpack(files.load_arrays(path, "demonstrations", "they are made again"))
             except UserError as error:
                 print(error, file=sys.stderr)
         try:  # before the work
@@ -172,7 +172,7 @@ def demonstrations(
     stream = (int(teacher.sha256, 16),)
     episodes = workers.episodes(teacher.action, sigma, stream, range(num_episodes), "demonstrations")
     if path is not None:
-        files.save_arrays(path, **pack(episodes, [0] * num_episodes))
+        files.save_arrays(path, **pack(episodes))
     elif teacher.gives_gradients:
         teacher.check_gradient(episodes[0].obs[:-1], episodes[0].action)
     return episodes

@@ -54,7 +54,7 @@ def test_a_share_of_the_states_is_annotated_and_counted(tmp_path, demo_dir):
     counts = []
     for cycle in (1, 2):  # a state without an answer gets the deployed policy's action
         folder = there / f"cycle_000{cycle}"
-        episodes, _ = rollouts.unpack(files.load_arrays(folder / "batch.npz", "batch"))
+        episodes = rollouts.unpack(files.load_arrays(folder / "batch.npz", "batch"))
         obs = torch.from_numpy(np.concatenate([episode.obs[:-1] for episode in episodes]))
         asked = files.load_arrays(folder / "states.npz", "states")["index"]
         counts.append(len(asked))

@@ -26,7 +26,7 @@ QUERIES, SECONDS = {"states_annotated": 7, "gradients_asked": 9}, {"learning": 2
 
 
 def write_run(run_dir, evaluations, deployed, returns, teacher, method="bc", env_id="cheetah-run", seed=3, every=100):
-    """Write raw files: `evaluations` {cycle: returns}, `deployed` {folder: [(cycle, return)]}, `returns` of the run.
+    """Write raw files: `evaluations` {cycle: returns}, `deployed` {cycle: returns}, `returns` of the run.
 
     `teacher` are a teacher's returns, None for --teacher none.
     """
@@ -41,11 +41,10 @@ def write_run(run_dir, evaluations, deployed, returns, teacher, method="bc", env
     for cycle, values in evaluations.items():
         content = {"cycle": cycle, "learner_step": 400 * cycle, "returns": [float(value) for value in values]}
         files.save_json(run_dir / f"cycle_{cycle:04d}" / "evaluation.json", content)
-    for folder, pairs in deployed.items():
-        rewards = [np.array([value - 1, 1], np.float32) for _, value in pairs]
+    for cycle, values in deployed.items():
+        rewards = [np.array([value - 1, 1], np.float32) for value in values]
         episodes = [Episode(np.zeros((3, 2), np.float32), np.zeros((2, 1), np.float32), r, r * 0 + 1) for r in rewards]
-        arrays = pack(episodes, [cycle for cycle, _ in pairs])
-        files.save_arrays(run_dir / f"cycle_{folder:04d}" / "batch.npz", run=np.array("id"), **arrays)
+        files.save_arrays(run_dir / f"cycle_{cycle:04d}" / "batch.npz", **pack(episodes))
     lines = []
     for i, value in enumerate(returns):
         clocks = {"cycle": 1, "actor_step": 0, "learner_step": every * i}
@@ -68,7 +67,7 @@ def run_dir(tmp_path):
     first = STARTS - 30
     second = first + np.tile([50.0, -52.0], 10)
     evaluations = {0: STARTS, 1: first, 2: second, 3: second + 40}
-    deployed = {1: [(1, 900), (1, 800)], 2: [(2, 1000), (2, 1100)], 3: [(3, 500)]}
+    deployed = {1: [900, 800], 2: [1000, 1100], 3: [500]}
     write_run(tmp_path, evaluations, deployed, [950, *[20] * 10, 700, 710], [990, 1010] * 10)
     return tmp_path
 
@@ -120,8 +119,8 @@ def test_dip_of_short_and_rising_curves(returns, expected):
 
 
 def test_thousands_of_one_episode_cycles_without_a_teacher(tmp_path):
-    groups = {500: [(cycle, 10) for cycle in range(1, 501)], 1000: [(cycle, 30) for cycle in range(501, 1001)]}
-    write_run(tmp_path, {0: STARTS, 500: STARTS + 1, 1000: STARTS + 2}, groups, [1] * 30, None)
+    deployed = {cycle: [10 if cycle <= 500 else 30] for cycle in range(1, 1001)}
+    write_run(tmp_path, {0: STARTS, 500: STARTS + 1, 1000: STARTS + 2}, deployed, [1] * 30, None)
     content = report.make_report(tmp_path, QUERIES, SECONDS)
     for key in ("teacher", "clone", "dip", "regret", "regret_per_episode"):
         assert content[key] is None, key
@@ -131,18 +130,8 @@ def test_thousands_of_one_episode_cycles_without_a_teacher(tmp_path):
     assert report.draw_learning_curve(tmp_path).stat().st_size > 15_000
 
 
-def test_deployed_episodes_are_grouped_by_their_cycle_not_their_folder(tmp_path):
-    write_run(tmp_path, {0: STARTS, 1: STARTS, 2: STARTS}, {2: [(1, 10), (2, 20), (1, 30)]}, [1] * 12, [100] * 20)
-    cycles = report.make_report(tmp_path, QUERIES, SECONDS)["cycles"]
-    assert [(cycle["deployed"]["mean"], cycle["deployed"]["episodes"]) for cycle in cycles] == [(20, 2), (20, 1)]
-    # Where every second cycle is kept, a batch that a checkpoint wrote in between makes no line of its own.
-    write_run(tmp_path / "2", {0: STARTS, 2: STARTS}, {1: [(1, 10)], 2: [(2, 20)]}, [1] * 12, [100] * 20)
-    (cycle,) = report.make_report(tmp_path / "2", QUERIES, SECONDS)["cycles"]
-    assert (cycle["cycle"], cycle["deployed"]["mean"], cycle["deployed"]["episodes"]) == (2, 15, 2)
-
-
 def test_without_evaluations_deployments_speak_and_are_not_paired(tmp_path):
-    write_run(tmp_path, {0: STARTS, 2: STARTS}, {1: [(1, 900), (1, 700)], 2: [(2, 899), (2, 699)]}, [], [900] * 20)
+    write_run(tmp_path, {0: STARTS, 2: STARTS}, {1: [900, 700], 2: [899, 699]}, [], [900] * 20)
     for path in tmp_path.glob("cycle_*/evaluation.json"):
         path.unlink()
     content = report.make_report(tmp_path, QUERIES, SECONDS)
@@ -217,7 +206,7 @@ TEACHERS = {"cheetah-run": 700.0, "walker-run": 900.0}
 def write_finished(folder, method, env_id, seed, final=500, cycles=2, every=100, evaluated=15):
     curve = np.random.default_rng([seed, len(env_id), len(method)]).uniform(100, 900, evaluated).round(2)
     evaluations = {0: STARTS} | {k: STARTS - 950 + final for k in range(1, cycles + 1)}
-    write_run(folder, evaluations, {1: [(1, 10)]}, curve, [TEACHERS[env_id]] * 20, method, env_id, seed, every)
+    write_run(folder, evaluations, {1: [10]}, curve, [TEACHERS[env_id]] * 20, method, env_id, seed, every)
     report.make_report(folder, QUERIES, SECONDS)
     files.save_torch(folder / "cycle_0002" / "snapshot.pt", {"metadata": {"command": "python gbrl_d4pg.py"}})
     return curve
