@@ -7,7 +7,7 @@ batches: the policy by the deterministic policy gradient (equation 1), the criti
 
     python gbrl_d4pg.py --env-id cartpole-swingup --scale 0.02
 
-This ends within minutes; without --scale it runs the paper's protocol. We trained the shipped teachers with it, too:
+This ends within minutes; without --scale it runs the paper's protocol. The shipped teachers come from this script:
 `--teacher none` skips cloning, and one-episode cycles make it online D4PG. The other three scripts differ from this one
 in three places: this docstring, the first flags of `Args`, and the part "what is this script's own".
 """

@@ -2,9 +2,9 @@
 
 `python -m common.evaluate PATH [--episodes 20] [--seed 1] [--num-workers 2] [--video FILE.gif] [--json FILE]`
 
-Episode i of seed s is seeded by (STREAM, s, i) alone. No run and no demonstrations use that stream, and the shipped
-teachers' scores are seed 0's, so a score is never taken on episodes that the policy was trained or picked on, and two
-snapshots of a task are scored on the same starts.
+Only (STREAM, s, i) seeds episode i of seed s. Runs and demonstrations never use that stream, so no policy is scored on
+episodes that it was trained or selected on. All snapshots of a task get the same start states. The shipped teachers'
+scores are those of seed 0.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ from common import UserError, envs, files, report, rollouts, snapshots
 from common.workers import Workers
 
 ROOT = Path(__file__).resolve().parent.parent
-STREAM = 0x6576616C  # ASCII "eval"; a run's streams start with its seed, which nobody sets to 1702257004
+STREAM = 0x6576616C  # ASCII "eval"; a run's streams start with its seed, so only seed 1702257004 would clash
 HEIGHT, WIDTH, MAX_FRAMES = 240, 320, 250  # a GIF of 1 MB or less [ours]
 PLAIN = {"shadow": False, "reflection": False}  # without a GPU these two take 60 % of the drawing time
 
@@ -36,11 +36,11 @@ class Args:
     """Score a policy snapshot on noise-free episodes, and film one on request."""
 
     path: tyro.conf.Positional[Path]
-    """a snapshot .pt, or a folder that holds one: a run's (its last cycle's is taken) or one cycle's"""
+    """a snapshot .pt, or a folder with one: a cycle's, or a run's, where its last cycle counts"""
     episodes: int = 20
     """noise-free episodes to score; 0 only films"""
     seed: int = 1
-    """names the episodes' start states; snapshots with the same seed get the same ones"""
+    """seed of the start states; the same seed gives every snapshot the same ones"""
     num_workers: int = 2
     """processes that run the episodes, 0 for none; the score doesn't depend on it"""
     video: Path | None = None
@@ -50,7 +50,7 @@ class Args:
 
 
 def find_snapshot(path: Path) -> Path:
-    """The snapshot at `path`: the file itself, a cycle's, or that of a run's last cycle. UserError if there is none."""
+    """The snapshot at `path`: a file, a cycle's, or that of a run's last cycle. Raises UserError if there is none."""
     if not path.is_dir():
         return path
     cycles = sorted(path.glob("cycle_*/snapshot.pt"), key=lambda found: int(found.parent.name[6:]))
@@ -68,15 +68,15 @@ def score(snapshot: snapshots.Snapshot, episodes: int, seed: int, num_workers: i
 
 
 def check_can_film(env_id: str) -> None:
-    """Raise UserError if the task is none of dm_control's, or nothing draws on this machine."""
+    """Raise UserError if the task isn't dm_control's, or no renderer works on this machine."""
     _with_renderer(env_id, "draw_start", env_id)
 
 
 def film(snapshot_path: Path, output: Path, seed: int = 1) -> None:
-    """Film episode 0 of `seed`, the first that `score` runs, about in real time, as `output`, a .gif.
+    """Film episode 0 of `seed`, the first that `score` runs, in about real time; `output` is a .gif.
 
     Raises:
-        UserError: unknown format, no working renderer, no good snapshot, or one of a task of your own.
+        UserError: `output` isn't a .gif, no renderer works, the snapshot is bad, or its task isn't dm_control's.
     """
     if output.suffix != ".gif":
         raise UserError(f"--video {output}: expected a name that ends in .gif.")
@@ -85,9 +85,9 @@ def film(snapshot_path: Path, output: Path, seed: int = 1) -> None:
 
 
 def _with_renderer(env_id: str, function: str, *words: str) -> None:
-    """Call a function of this file in a process that draws: with the renderer that you set, else EGL, else OSMesa.
+    """Call a function of this file in a new process with a renderer: the one that you set, else EGL, else OSMesa.
 
-    A process has one renderer, which dm_control picks when it is imported; this one has none.
+    dm_control picks a process's only renderer at import, and this process has none.
     """
     if not envs.is_suite(env_id):
         raise UserError(f"no video: {env_id} isn't a task of dm_control's, and only those are drawn.")
@@ -106,11 +106,11 @@ def _with_renderer(env_id: str, function: str, *words: str) -> None:
 
 
 def draw_start(env_id: str) -> None:
-    """Draw the start of an episode with this process's renderer. Raises whatever keeps it from drawing."""
+    """Draw the start of an episode with this process's renderer. Raises what the renderer raises."""
     env = envs.SuiteEnv(env_id).dm_env
     env.reset()
     _picture(env)
-    env.close()  # left to the interpreter's exit, OSMesa's clean-up prints tracebacks
+    env.close()  # at the interpreter's exit, OSMesa's clean-up would print tracebacks
 
 
 def _picture(env: Any) -> np.ndarray:
@@ -122,7 +122,7 @@ def _picture(env: Any) -> np.ndarray:
 
 
 def film_here(snapshot_path: str, output: str, seed: str) -> None:
-    """What `film` says, with this process's renderer."""
+    """Film as `film` does, with this process's renderer."""
     snapshot = snapshots.load(Path(snapshot_path), torch.device("cpu"))
     env = envs.SuiteEnv(snapshot.env_id)
     every = math.ceil(env.spec.episode_length / MAX_FRAMES)
@@ -148,7 +148,7 @@ def film_here(snapshot_path: str, output: str, seed: str) -> None:
 
 
 def main(args: Args) -> None:
-    """Film, then score, then print and write what came out."""
+    """Film and score the snapshot, then print and write the results."""
     path = find_snapshot(args.path)
     if args.episodes < 0 or args.seed < 0 or args.num_workers < 0:
         raise UserError("--episodes, --seed and --num-workers can't be negative.")
