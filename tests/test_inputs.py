@@ -96,7 +96,7 @@ def test_mistakes_are_one_line_and_a_status(tmp_path):
     nowhere = {"HOME": str(tmp_path), "NETRC": str(tmp_path / "netrc"), "WANDB_API_KEY": "", "WANDB_MODE": "online"}
     for words, said in (
         (("--env-id", "cheetah-rum"), ".*cheetah-run"),
-        (("--track",), "--track: nobody is logged in; run `wandb login`, set WANDB_MODE=offline, or "),
+        (("--track",), "--track: you aren't logged in; run `wandb login`, set WANDB_MODE=offline, or "),
     ):
         done = call("gbrl_teacher_grad", *words, cwd=tmp_path, **(nowhere if "--track" in words else {}))
         assert (done.returncode, done.stdout) == (1, "")

@@ -257,7 +257,7 @@ def test_plot_end_to_end(finished, tmp_path):
     done = command(*named, "--output", tmp_path)
     assert done.returncode == 0, done.stderr
     assert (
-        done.stderr == f"{tmp_path}/unfinished is left out: it is no folder of a finished run, it has no report.json.\n"
+        done.stderr == f"{tmp_path}/unfinished is left out: it isn't a finished run, it has no report.json.\n"
     )
     outputs = {"curves.png", "summary.csv"}
     assert {path.name for path in tmp_path.iterdir()} == outputs | {"kept", "unfinished", "clone__x", "run.log"}
