@@ -88,7 +88,7 @@ def refuse_other(words: list[str], saved: dict[str, Any], where: Path) -> None:
 
 
 def command(words: list[str], folder: Path) -> list[str]:
-    """Turn the words of `methods.command`, with more flags after them, into a command that starts or continues it."""
+    """Turn the words of `methods.command`, plus more flags, into a command that starts or continues a run."""
     script, *flags = words
     return [str(ROOT / script), *flags, "--run-dir", str(folder)]
 

@@ -1,4 +1,4 @@
-"""Demonstrations, deployments and annotations that come as files give what the simulator and the teacher give here."""
+"""Demonstrations, deployments and annotations from files give the same as the simulator and the teacher here."""
 
 import importlib.util
 import shlex

@@ -147,7 +147,7 @@ def test_a_worker_that_always_dies_becomes_an_error(tmp_path, capfd):
 
 
 def of(mark):
-    """Process ids that inherited this mark in their environment: the run and all that it started."""
+    """Ids of the processes that inherited this mark in their environment: the run and all that it started."""
     found = []
     for path in Path("/proc").glob("[0-9]*/environ"):
         try:

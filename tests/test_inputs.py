@@ -1,4 +1,4 @@
-"""Bad input gets one sentence before any work starts; what is somebody's own code is asked, not trusted."""
+"""Bad input gets one sentence before any work starts; the answers of your own code are checked."""
 
 import concurrent.futures
 import contextlib
@@ -192,7 +192,7 @@ def test_content_counts_not_the_place(tmp_path):
 
 
 def test_a_gradient_that_is_not_finite_names_the_teacher(tmp_path, demo_dir):
-    """In an update's batch; WRONG has one that the first question finds."""
+    """In an update's batch; WRONG has one that is found when the teacher is built."""
     code = "class Mine(Pusher):\n    def action_gradient(self, obs, action): return action / (len(obs) != 32)\n"
     sentence = r"policy has parameters that aren't finite in cycle 1 at step 15: .* teacher .*mine\.py:Mine"
     with pytest.raises(UserError, match=sentence):
