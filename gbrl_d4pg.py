@@ -60,7 +60,7 @@ class Args(launch.RunArgs):
     demo_episodes: PositiveInt | None = None
     """number of demonstrations; default 1,000 x scale, at least 100 [paper 4.2; the minimum is ours]"""
     demo_sigma: NonNegativeFloat = 0.3
-    """standard deviation of the noise in demonstrations, as in deployments; 0 for none [paper A.2, Acme]"""
+    """standard deviation of the exploration noise in demonstrations; 0 for none [paper A.2, Acme]"""
     demos_in_replay: bool = False
     """add the demonstrations to the growing batch as batch 0; the paper's union starts at D_1 [ours]"""
     bc_steps: NonNegativeInt = 30_000
