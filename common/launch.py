@@ -285,7 +285,7 @@ class Interrupt:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         again, self._number = bool(self), number
-        if again or not self._busy:  # else the run calls `check` soon; it repeats what isn't saved
+        if again or not self._busy:  # else the run itself calls `check` after its step
             self.check()
 
 
@@ -312,7 +312,7 @@ def configure_torch(args: Any) -> torch.device:
 
 
 def compiled(function: Callable, device: torch.device) -> Callable:
-    """`torch.compile` a whole update as one graph with autograd, never recompiled, and with CUDA graphs on a GPU.
+    """`torch.compile` a whole update as one graph with autograd, never recompiled, with CUDA graphs on a GPU.
 
     The first call prints the compile time. It raises UserError if the update can't be one graph.
     """

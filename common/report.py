@@ -16,7 +16,7 @@ import numpy as np
 from common import files
 from common.rollouts import unpack
 
-DIP_EVALUATIONS = 10  # consecutive evaluations that a dip's mean is over [ours: one episode is too noisy]
+DIP_EVALUATIONS = 10  # consecutive evaluations in a dip's moving mean [ours: one episode is too noisy]
 RESAMPLES = 10_000  # of a bootstrap [ours]
 MAX_CYCLE_LINES = 20  # more cycles would be too close together in the picture [ours]
 

@@ -18,7 +18,7 @@ from common import UserError
 from common.envs import Env, EnvSpec, make, spec
 
 BLOCK = 10  # episodes stepped in lockstep [ours: a forward pass costs the same for 1 and for 10 rows]
-# A run's random streams; demonstrations have none of these but their teacher's hash.
+# A run's random streams. Demonstrations use their teacher's hash instead.
 DEPLOY, EVALUATE, REPORT, WEIGHTS, SAMPLING, ANNOTATE = 1, 2, 3, 4, 5, 6
 
 Actor = Callable[[torch.Tensor], torch.Tensor]  # obs (B, obs_size) -> action (B, action_size) in [-1, 1]
