@@ -285,7 +285,7 @@ class Run:
         self._interrupt.check()
 
     def _check_finite(self) -> None:
-        """Raise UserError if a network has parameters that aren't finite. NaN stays NaN, so a late check still finds it."""
+        """Raise UserError if a network has parameters that aren't finite. NaN stays NaN, so a late check finds it."""
         for name, part in self._parts.items():
             if isinstance(part, torch.nn.Module) and not all(p.isfinite().all() for p in part.parameters()):
                 raise UserError(
