@@ -1,11 +1,12 @@
 """Growing-batch D4PG with the teacher's action gradients (Emedom-Nnamdi et al. 2023, equation 8): the method `tg:r`.
 
-At every update the teacher says in which direction it would move the student's action, G = dQ*/da at a = pi(s). The
-student's own critic takes over as alpha decays. Everything else is gbrl_d4pg.py; a diff of the two is the method.
+At every update the teacher gives the direction in which it would move the student's action, G = dQ*/da at a = pi(s).
+The student's own critic takes over as alpha decays. Everything else is gbrl_d4pg.py; a diff of the two files shows the
+method.
 
     python gbrl_teacher_grad.py --env-id cartpole-swingup --scale 0.02
 
-ends within minutes; without --scale it is the paper's protocol.
+This ends within minutes; without --scale it runs the paper's protocol.
 """
 
 import copy
@@ -37,20 +38,20 @@ class Args(launch.RunArgs):
 
     # ---- this script's own
     teacher_dqda_clip: PositiveOrInf = 1.0
-    """clip of each of the teacher's gradients, inf to switch off [ours: as --dqda-clip, for a common scale]"""
+    """clip of each sample's teacher-gradient norm, inf to switch off [ours: as --dqda-clip, for a common scale]"""
     decay_rate: PositiveFloat = 1.0
     """rate r of alpha's decay [paper 4.2: 1 and 5]"""
     alpha_form: typing.Literal["zero_at_end", "plain"] = "zero_at_end"
     """(e^(-r n/T) - e^-r) / (1 - e^-r), which reaches 0, or e^(-r n/T), which doesn't [paper 4.2: reaches 0]"""
     alpha_per_cycle: bool = False
-    """restart alpha in every cycle, as Algorithm 1's index j could be read [paper 4.2: counts all learner steps]"""
+    """restart alpha in every cycle, one reading of Algorithm 1's index j [paper 4.2: counts all learner steps]"""
     # ---- shared by the four scripts
     env_id: str = "cartpole-swingup"
     """dm_control suite task as domain-task [paper 4.1 has six], or your own FILE.py:Class [ours]"""
     teacher: str = "expert"
     """expert, mid, PATH.pt, FILE.py:Class, recorded FILE.npz, or none if the method needs no teacher [paper 4.2]"""
     num_cycles: PositiveInt = 4
-    """deployments N; the paper has 4 and 8 [paper A.2]"""
+    """number of deployments N; the paper uses 4 and 8 [paper A.2]"""
     seed: NonNegativeInt = 1
     """random seed; the demonstrations are seeded by their teacher [ours]"""
     scale: PositiveFloat = 1.0
@@ -58,13 +59,13 @@ class Args(launch.RunArgs):
     actor_steps: PositiveInt | None = None
     """environment steps over all cycles, in whole episodes; default 2,000,000 x scale [paper A.2]"""
     learner_steps: PositiveInt | None = None
-    """updates over all cycles; default actor steps x samples-per-insert / batch-size [paper A.2]"""
+    """learner updates over all cycles; default actor steps x samples-per-insert / batch-size [paper A.2]"""
     samples_per_insert: PositiveFloat = 32.0
     """transitions sampled per transition collected [paper A.2]"""
     demo_episodes: PositiveInt | None = None
-    """demonstrations; default 1,000 x scale, at least 100 [paper 4.2; the minimum is ours]"""
+    """number of demonstrations; default 1,000 x scale, at least 100 [paper 4.2; the minimum is ours]"""
     demo_sigma: NonNegativeFloat = 0.3
-    """exploration noise in the demonstrations, as wherever an agent acts; 0 for none [paper A.2, Acme]"""
+    """standard deviation of the exploration noise in demonstrations; 0 for none [paper A.2, Acme]"""
     demos_in_replay: bool = False
     """add the demonstrations to the growing batch as batch 0; the paper's union starts at D_1 [ours]"""
     bc_steps: NonNegativeInt = 30_000
@@ -74,11 +75,11 @@ class Args(launch.RunArgs):
     critic_steps: NonNegativeInt | None = None
     """critic-evaluation steps on the demonstrations, 0 to skip; default 100,000 x scale, at least 10,000 [ours]"""
     buffer_size: PositiveInt = 10_000_000
-    """transitions that the replay may hold; nothing is evicted, a run that needs more is refused [paper A.2]"""
+    """capacity of the replay buffer; nothing is evicted, so a run that needs more is refused [paper A.2]"""
     batch_size: PositiveInt = 256
     """transitions per update [paper A.2]"""
     learning_rate: PositiveFloat = 1e-4
-    """Adam's step size for both networks [paper A.2, printed 1x10^4]"""
+    """Adam's step size for both networks [paper A.2, which prints 1x10^4]"""
     gamma: launch.Fraction = 0.99
     """discount per step [Acme]"""
     n_step: PositiveInt = 5
@@ -102,14 +103,14 @@ class Args(launch.RunArgs):
     eval_episodes: launch.UpToTen = 1
     """noise-free episodes per evaluation, up to 10; 0 for no evaluations [ours]"""
     report_episodes: PositiveInt = 20
-    """noise-free episodes for each cycle's line in the report [ours]"""
+    """noise-free episodes per cycle in the report [ours]"""
 
 
 def resolve(args: Args, env: EnvSpec) -> Args:
-    """The flags with the numbers that depend on others filled in. Raises UserError where flags don't fit together."""
+    """A copy of the flags with all derived defaults filled in. Raises UserError if flags contradict each other."""
     args = copy.copy(args)
     if args.num_atoms < 2 or not args.v_min < args.v_max:
-        raise UserError(f"--num-atoms {args.num_atoms} from {args.v_min} to {args.v_max}: need 2, and v-min < v-max.")
+        raise UserError(f"--num-atoms {args.num_atoms} from {args.v_min} to {args.v_max}: need >= 2, v-min < v-max.")
     args.actor_steps = round((args.actor_steps or 2_000_000 * args.scale) / env.episode_length) * env.episode_length
     args.learner_steps = args.learner_steps or int(args.actor_steps * args.samples_per_insert / args.batch_size)
     args.demo_episodes = args.demo_episodes or max(100, round(1_000 * args.scale))
@@ -118,15 +119,15 @@ def resolve(args: Args, env: EnvSpec) -> Args:
     for flag, value in own_defaults(args).items():
         setattr(args, flag, value)
     if args.demos_in_replay and args.teacher == "none":
-        raise UserError("--demos-in-replay needs a teacher whose demonstrations they are.")
+        raise UserError("--demos-in-replay needs a teacher that gives demonstrations.")
     num_episodes = args.actor_steps // env.episode_length
     if args.num_cycles > min(num_episodes, args.learner_steps):
         raise UserError(
-            f"--num-cycles {args.num_cycles}: a cycle needs an episode and an update or more; the budget has "
+            f"--num-cycles {args.num_cycles}: each cycle needs at least an episode and an update; the budget has "
             f"{num_episodes} episodes and {args.learner_steps} updates."
         )
     if capacity(args, env) > args.buffer_size:
-        raise UserError(f"--buffer-size {args.buffer_size}: this run has up to {capacity(args, env)} transitions.")
+        raise UserError(f"--buffer-size {args.buffer_size}: this run needs up to {capacity(args, env)} transitions.")
     return args
 
 
@@ -136,12 +137,12 @@ def capacity(args: Args, env: EnvSpec) -> int:
 
 
 def deployed_after(args: Args, env: EnvSpec, cycle: int) -> int:
-    """Environment steps after so many cycles: equal shares of the budget, in whole episodes [paper A.2]."""
+    """Environment steps after `cycle` cycles: equal shares of the budget, in whole episodes [paper A.2]."""
     return cycle * (args.actor_steps // env.episode_length) // args.num_cycles * env.episode_length
 
 
 def learned_after(args: Args, actor_step: int) -> int:
-    """Learner steps after so many environment steps, so that samples per insert is the same in each cycle [A.2]."""
+    """Learner steps after `actor_step` environment steps; every cycle has the same samples per insert [paper A.2]."""
     return min(args.learner_steps, args.learner_steps * actor_step // args.actor_steps)
 
 
@@ -161,7 +162,7 @@ def torso(input_size: int, hidden: int = 256) -> nn.Sequential:
 
 
 def head(input_size: int, output_size: int, scale: float) -> nn.Linear:
-    """A last layer: normal weights of variance scale / fan-in, cut at two standard deviations, zero biases [Acme]."""
+    """Output layer: normal weights of variance scale / fan-in, cut at two standard deviations; zero biases [Acme]."""
     linear, std = nn.Linear(input_size, output_size), (scale / input_size) ** 0.5
     nn.init.trunc_normal_(linear.weight, std=std, a=-2 * std, b=2 * std)
     nn.init.zeros_(linear.bias)
@@ -169,7 +170,7 @@ def head(input_size: int, output_size: int, scale: float) -> nn.Linear:
 
 
 class Policy(nn.Module):
-    """pi(s): obs (B, obs_size) -> action (B, action_size) in (-1, 1), near 0 at first."""
+    """pi(s): obs (B, obs_size) -> action (B, action_size) in (-1, 1), initially near 0."""
 
     def __init__(self, obs_size: int, action_size: int) -> None:
         super().__init__()
@@ -196,7 +197,7 @@ class Critic(nn.Module):
 
 
 class Agent:
-    """Networks, targets, the policies it may be held to, optimisers and sampler. A checkpoint holds all of it."""
+    """Networks, targets, the anchors pi_0 and pi_{k-1}, optimisers and sampler. A checkpoint holds all of them."""
 
     def __init__(self, args: Args, env: EnvSpec, device: torch.device) -> None:
         torch.manual_seed(rollouts.stream_seed(args.seed, rollouts.WEIGHTS))
@@ -206,7 +207,7 @@ class Agent:
         self.bc_policy, self.previous_policy = copy.deepcopy(self.policy), copy.deepcopy(self.policy)  # pi_0, pi_{k-1}
         for network in (self.target_policy, self.target_critic, self.bc_policy, self.previous_policy):
             network.requires_grad_(False)
-        # Cloning has an Adam of its own: its step size is another, and the policy's moments are fresh at cycle 1.
+        # Cloning has its own Adam: its step size is different, and the policy's Adam starts cycle 1 with fresh moments.
         self.bc_optimizer = torch.optim.Adam(self.policy.parameters(), args.bc_learning_rate, fused=True)
         self.policy_optimizer = torch.optim.Adam(self.policy.parameters(), args.learning_rate, fused=True)
         self.critic_optimizer = torch.optim.Adam(self.critic.parameters(), args.learning_rate, fused=True)
@@ -225,7 +226,7 @@ def project(atoms: torch.Tensor, probs: torch.Tensor, returns: torch.Tensor, dis
     """Project the distribution of R + gamma^m Z onto the atoms (Bellemare et al. 2017, equation 7).
 
     Args:
-        atoms: (A,), evenly spaced. probs: (B, A), of Z on the atoms. returns, discounts: (B,), R and gamma^m.
+        atoms: (A,), evenly spaced. probs: (B, A), Z's on the atoms. returns, discounts: (B,), R and gamma^m.
 
     Returns:
         (B, A): each target's mass is split between its two neighbouring atoms, or goes to the end of the support.
@@ -241,7 +242,7 @@ def project(atoms: torch.Tensor, probs: torch.Tensor, returns: torch.Tensor, dis
 
 
 def critic_loss(critic: Critic, target_policy: Policy, target_critic: Critic, batch: Batch) -> torch.Tensor:
-    """Equation 2 with a categorical critic: cross-entropy from the projected n-step target to Z(s, a), a 0-dim mean."""
+    """Equation 2 with a categorical critic: mean cross-entropy from the projected n-step target to Z(s, a), 0-dim."""
     with torch.no_grad():
         next_action = target_policy(batch["next_obs"])
         probs = target_critic(batch["next_obs"], next_action).softmax(-1)
@@ -252,7 +253,7 @@ def critic_loss(critic: Critic, target_policy: Policy, target_critic: Critic, ba
 def action_gradient(
     critic: Critic, obs: torch.Tensor, action: torch.Tensor, clip: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Q(s, a), (B,), and dQ/da, (B, action_size), each sample's scaled down to norm <= clip; both detached."""
+    """Q(s, a) (B,), and dQ/da (B, action_size) with each sample's norm scaled down to <= clip; both detached."""
     q = critic.q_value(obs, action)
     return q.detach(), clip_norm(torch.autograd.grad(q.sum(), action)[0], clip)
 
@@ -271,21 +272,21 @@ class Progress(typing.NamedTuple):
 
 # ======== what is this script's own: the teacher's part in it
 
-NEEDS = "action_gradients"  # of a teacher: nothing, demonstrations, actions or action_gradients
+NEEDS = "action_gradients"  # what it needs of a teacher: nothing, demonstrations, actions or action_gradients
 
 
 def method(args: Args) -> str:
-    """The method's name. Flags that it doesn't say and that aren't the default follow in the run's name."""
+    """The method's name. The run's name adds every other flag that isn't at its default."""
     return f"tg:{args.decay_rate:g}"
 
 
 def own_defaults(args: Args) -> dict[str, float]:
-    """Flags of this script whose defaults depend on others: none."""
+    """This script's flags whose defaults depend on other flags: none."""
     return {}
 
 
 def queries(args: Args, replay: Replay, learner_steps: int) -> dict[str, int]:
-    """How often annotations and learning asked the teacher, in so many learner steps."""
+    """Teacher queries for annotations and for learning, after `learner_steps` updates."""
     return {"states_annotated": 0, "gradients_asked": learner_steps * args.batch_size}
 
 
@@ -299,7 +300,7 @@ def alpha(args: Args, progress: Progress, rate: float) -> torch.Tensor:
 
 
 def annotate(args: Args, replay: Replay, bc_policy: Policy, previous_policy: Policy, teacher: Teacher | None) -> None:
-    """Add the columns that the policy loss reads: none, for the teacher is asked about pi(s) at every update."""
+    """Add the columns that the policy loss reads: none, because the loss queries the teacher itself."""
 
 
 def policy_loss(
@@ -316,7 +317,7 @@ def policy_loss(
     guidance = clip_norm(guidance, args.teacher_dqda_clip)
     weight = alpha(args, progress, args.decay_rate)
     loss = -(((1 - weight) * dqda + weight * guidance) * action).sum(-1).mean()
-    # G is a gradient without a value, so the logged loss has the critic's part only.
+    # G has no value to log, so the logged loss is the critic's part only.
     metrics = {"losses/policy_loss": -((1 - weight) * q).mean(), "losses/q_value": q.mean()}
     return loss, metrics | {"teacher/alpha": weight}
 
@@ -327,7 +328,7 @@ def policy_loss(
 def compute_gradients(
     args: Args, agent: Agent, teacher: Teacher | None, batch: Batch, progress: Progress
 ) -> dict[str, torch.Tensor]:
-    """Both losses' gradients at the same parameters and batch; returns metrics. `--compile` compiles this function."""
+    """Compute both losses' gradients at the same parameters and batch; return metrics. `--compile` compiles this."""
     value_loss = critic_loss(agent.critic, agent.target_policy, agent.target_critic, batch)
     loss, metrics = policy_loss(args, agent.policy, agent.critic, teacher, batch, progress)
     (value_loss + loss).backward()  # neither loss reaches the other's network, so each gets its own gradient
@@ -342,7 +343,7 @@ def optimizer_step(network: nn.Module, optimizer: torch.optim.Adam, max_grad_nor
 
 
 def clone(args: Args, agent: Agent, demos: Replay, run: Run) -> None:
-    """Behaviour cloning (section 3.2): minimise ||pi(s) - a*||^2 for the teacher's action a* without noise."""
+    """Behaviour cloning (section 3.2): minimise ||pi(s) - a*||^2 where a* is the teacher's noise-free action."""
     for step in run.steps(0, args.bc_steps, "cloning"):
         agent.bc_optimizer.param_groups[0]["lr"] = args.bc_learning_rate * (1 - step / args.bc_steps)
         batch = demos.sample(args.batch_size, agent.sampler)
@@ -374,7 +375,7 @@ def learn(
     args: Args, agent: Agent, teacher: Teacher | None, replay: Replay, run: Run, gradients: Callable,
     first: int, last: int,
 ) -> None:  # fmt: skip
-    """Learner steps `first` to `last` - 1, on all batches so far. No GPU synchronisation except when logging."""
+    """Take learner steps `first` to `last` - 1 on all batches so far. No GPU synchronisation except when logging."""
     for n in run.steps(first, last, "learning"):
         batch = replay.sample(args.batch_size, agent.sampler)
         fractions = n / args.learner_steps, (n - first) / (last - first)
@@ -389,11 +390,11 @@ def learn(
 
 
 def diagnose(args: Args, agent: Agent, teacher: Teacher | None, episodes: list[Episode]) -> dict[str, float]:
-    """What a deployment of pi_{k-1} says about it and its critic.
+    """Metrics of pi_{k-1} and its critic, computed from its deployment.
 
-    `losses/overestimation`, the paper's explanation of the dip: mean Q(s0, pi(s0)) minus the discounted return from s0.
-    `teacher/dqda_cosine`, how well the critic knows where to move: the cosine between the student's and the teacher's
-    dQ/da at a = pi(s) on up to 4,096 states, evenly spread, a mean weighted by the norm of the teacher's.
+    `losses/overestimation` (the paper's explanation of the dip) is mean Q(s0, pi(s0)) minus the mean discounted return.
+    `teacher/dqda_cosine` says how well the critic knows where to move: the cosine between the student's and the
+    teacher's dQ/da at a = pi(s), on up to 4,096 evenly spaced states; the mean is weighted by the teacher's norm.
     """
     starts = torch.from_numpy(np.stack([episode.obs[0] for episode in episodes])).to(agent.sampler.device)
     with torch.no_grad():
@@ -401,7 +402,7 @@ def diagnose(args: Args, agent: Agent, teacher: Teacher | None, episodes: list[E
     discounted = [episode.discounted_return(args.gamma) for episode in episodes]
     if not args.v_min <= min(discounted) <= max(discounted) <= args.v_max:
         told = f"discounted returns are from {min(discounted):.4g} to {max(discounted):.4g}, which --v-min and --v-max"
-        warnings.warn(f"{told} must hold, else the critic can't learn them", stacklevel=2)
+        warnings.warn(f"{told} must enclose, else the critic can't learn them", stacklevel=2)
     metrics = {"deploy/episodic_return": np.mean([episode.episodic_return for episode in episodes])}
     metrics["losses/overestimation"] = q - float(np.mean(discounted))
     if teacher is not None and teacher.gives_gradients:
@@ -420,7 +421,7 @@ def diagnose(args: Args, agent: Agent, teacher: Teacher | None, episodes: list[E
 
 
 def main(args: Args) -> Path:
-    """Algorithm 1; returns the run's folder. A continued run comes in again at `run.cycle` and `run.step`."""
+    """Algorithm 1; returns the run's folder. A resumed run re-enters at `run.cycle` and `run.step`."""
     args, env, device, teacher = launch.setup(args, resolve, NEEDS)
     with Run(args, launch.run_name(args, env, method, resolve), env, teacher, __file__) as run:
         agent = Agent(args, env, device)
@@ -429,14 +430,14 @@ def main(args: Args) -> Path:
         gradients = launch.compiled(compute_gradients, device) if args.compile else compute_gradients
         if args.demos_in_replay:
             replay.append(*run.demonstrations())
-        run.restore(agent, replay)  # with the batches of past cycles
+        run.restore(agent, replay)  # also reads back the batches of past cycles
 
         # ---- cycle 0: clone the teacher, then let the critic learn the clone's values (section 3.2)
         if run.cycle == 0:
             if teacher is not None:
                 demos = Replay(args.demo_episodes * env.episode_length, *sizes)
                 demos.append(*run.demonstrations())
-                demos.annotate("teacher_action", teacher.action)  # a*, where the executed action has noise
+                demos.annotate("teacher_action", teacher.action)  # a*; the executed actions have noise
                 clone(args, agent, demos, run)
                 pretrain_critic(args, agent, demos, run)
                 del demos

@@ -1,10 +1,10 @@
-"""Kill runs of all four scripts with SIGKILL at random moments, resume each time, and compare each end, bit for bit.
+"""Kill runs of all four scripts with SIGKILL at random moments, resume each time, and compare each result, bit for bit.
 
     python benchmark/kills.py --kills 100
 
-Each case of `CASES`, one of them tracked (offline) and one with --keep-every 3, is run once alone and then under its
-share of the kills. A run that is quicker than its killers is compared and started again. Exits with status 1 if an end
-differs. The tests kill at every file and at chosen steps instead, so that their outcome depends on no clock.
+Each case of `CASES` runs once undisturbed, then under its share of the kills; one case is tracked (offline), one has
+--keep-every 3. If a run finishes before the kills are used up, we compare it and start another. The exit status is 1 if
+a result differs. The tests kill at every file and at chosen steps instead, so that they don't depend on a clock.
 """
 
 import collections
@@ -38,12 +38,12 @@ CASES = (
 
 @dataclass
 class Args:
-    """How many kills, and of what."""
+    """Number and timing of the kills."""
 
     kills: int = 100
     """SIGKILLs over all cases"""
     seed: int | None = None
-    """seed of the moments; default: a random one, which is printed"""
+    """seed of the kill times; default: a random one, which is printed"""
 
 
 def place(run_dir: Path, num_cycles: int) -> str:
@@ -60,7 +60,7 @@ def place(run_dir: Path, num_cycles: int) -> str:
 def kill_runs(
     method: str, flags: dict[str, object], kills: int, rng: random.Random, folder: Path
 ) -> tuple[collections.Counter, int, int]:
-    """Kill runs of one case `kills` times; returns the kills per place, the runs, and how many of them were equal."""
+    """Kill runs of one case `kills` times; returns the kills per place, the runs, and how many runs were bit-equal."""
     began = time.perf_counter()
     alone = run_method(method, folder / "alone", folder / "demos", **(flags | {"track": False}))
     longest, expected = (time.perf_counter() - began) / 4, result(alone)
@@ -71,7 +71,7 @@ def kill_runs(
         runs += 1
         child = None
         while child is None or child.exitcode == -signal.SIGKILL:
-            # Each life is a forked process, which needs no new imports, and takes up to a quarter of a run's time.
+            # Each attempt is a forked process, which needs no new imports, and lasts up to a quarter of a run's time.
             child = multiprocessing.get_context("fork").Process(target=module.main, args=(args,))
             child.start()
             child.join(longest * rng.random() if places.total() < kills else None)
@@ -88,7 +88,7 @@ def kill_runs(
 
 
 def main(args: Args) -> None:
-    """Print the seed, each end, and the kills per place."""
+    """Print the seed, each result, and the kills per place."""
     seed = random.randrange(10**6) if args.seed is None else args.seed
     rng, places, runs, equal = random.Random(seed), collections.Counter(), 0, 0
     print(f"seed {seed}")
@@ -100,7 +100,7 @@ def main(args: Args) -> None:
             new = kill_runs(method, flags, share, rng, Path(folder))
         places, runs, equal = places + new[0], runs + new[1], equal + new[2]
     print(f"{places.total()} kills: " + ", ".join(f"{count} in {name}" for name, count in sorted(places.items())))
-    print(f"{equal} of {runs} ends are bit-equal to the run that was left alone")
+    print(f"{equal} of {runs} results are bit-equal to the undisturbed run")
     sys.exit(equal != runs)
 
 

@@ -4,9 +4,9 @@
     python benchmark/make_teachers.py ship runs/cheetah --cycle 2000 --tier expert
     python benchmark/make_teachers.py report
 
-`train` trains a shipped teacher again, from nothing, with its own command; the policy of the last cycle is the teacher.
+`train` retrains a shipped teacher from scratch, with its own command; the policy of the last cycle is the teacher.
 `ship` scores a policy of a training run and makes it a shipped teacher: choose it by its evaluations. `report`
-scores all shipped teachers again and writes the manifest anew.
+scores all shipped teachers again and rewrites the manifest.
 """
 
 import shlex
@@ -27,23 +27,23 @@ sys.path.insert(0, str(ROOT))  # so that it runs from any folder
 from common import UserError, evaluate, files, report, snapshots, teachers  # noqa: E402
 
 RESULTS = ROOT / "benchmark" / "results" / "teachers"
-SCORE_EPISODES = 100  # of the one score that is reported of a teacher [ours]
+SCORE_EPISODES = 100  # behind the score that we report for a teacher [ours]
 
 
 @dataclass
 class Train:
-    """Train a shipped teacher again, from nothing."""
+    """Retrain a shipped teacher from scratch."""
 
     name: tyro.conf.Positional[str]
     """name of the teacher, such as cheetah-run-expert"""
     run_dir: Path
-    """folder of the run, started there or continued"""
+    """folder of the run; continues it if there is one"""
 
     def __call__(self) -> None:
         path = teachers.SHIPPED / f"{self.name}.pt"
         if not path.exists():
             names = ", ".join(path.stem for path in shipped())
-            raise UserError(f"{self.name} is no shipped teacher; there are {names}.")
+            raise UserError(f"{self.name} isn't a shipped teacher; choose one of {names}.")
         metadata = snapshots.load(path, torch.device("cpu")).metadata
         _, script, *flags = shlex.split(metadata["command"])
         # Cycles don't depend on how many follow, so the run may end with the one that was shipped.
@@ -82,7 +82,7 @@ class Ship:
 
 @dataclass
 class Report:
-    """Score all shipped teachers again, write the manifest anew and print the scores as a table."""
+    """Score all shipped teachers again, rewrite the manifest and print the scores as a table."""
 
     def __call__(self) -> None:
         paths = tqdm(shipped(), "scoring", disable=None, leave=False)
@@ -106,14 +106,14 @@ def score(path: Path) -> dict[str, Any]:
 
 
 def entry(path: Path, returned: dict[str, Any]) -> dict[str, Any]:
-    """What the manifest says of a shipped snapshot."""
+    """The manifest's entry for a shipped snapshot."""
     snapshot = snapshots.load(path, torch.device("cpu"))
     facts = {name: snapshot.metadata[name] for name in ("actor_step", "learner_step", "cycle", "command", "versions")}
     return {"return": returned, **facts, "file_sha256": snapshot.sha256}
 
 
 def save_manifest(manifest: dict[str, Any]) -> None:
-    """Write what is known of each shipped file, sorted by name."""
+    """Write the manifest, sorted by file name."""
     files.save_json(teachers.SHIPPED / "manifest.json", dict(sorted(manifest.items())))
 
 

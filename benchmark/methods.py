@@ -1,9 +1,9 @@
-"""The table of methods: which script and flags run what. Benchmarks and tests read it here.
+"""The table of methods: the script and flags of each. Benchmarks and tests read it.
 
     python benchmark/methods.py --name=ta:5,beta-decay --env-id cheetah-run    # runs the method; any flag of its script
 
-A method is written NAME, or NAME:R where its weight decays with rate R. A name adds each flag that isn't the default,
-as the run itself is named: `ta:5,beta-decay`, `ta_qf,beta:5`, `bc,demo-sigma:0`.
+Write a method as NAME, or as NAME:R if its weight decays with rate R. Add each flag that isn't at its default after a
+comma, as in the run's own name: `ta:5,beta-decay`, `ta_qf,beta:5`, `bc,demo-sigma:0`.
 """
 
 import importlib
@@ -41,7 +41,7 @@ def command(name: str) -> list[str]:
     first, *options = name.split(",")
     base, _, rate = first.partition(":")
     if base not in METHODS or METHODS[base].decays != bool(rate):
-        raise ValueError(f"{name} is no method of the table: {GRAMMAR}, each with its options behind commas")
+        raise ValueError(f"{name} isn't a method of the table: {GRAMMAR}, each with its options after commas")
     method = METHODS[base]
     words = [method.script, *(word for flag, value in method.flags.items() for word in (f"--{flag}", value))]
     words += ["--decay-rate", rate] if rate else []

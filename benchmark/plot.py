@@ -3,13 +3,13 @@
     python benchmark/plot.py runs/* --output figures
     python benchmark/plot.py study/results/campaign --paper --output figures
 
-A run is given as its folder, as the small file that sweep.py keeps of it, or as a folder of such files. Runs of other
-budgets, teachers or numbers of cycles get panels of their own. A panel averages over the tasks that all methods ran.
+Give a run as its folder, as the small file that sweep.py keeps of it, or give a folder of such files. Each budget,
+teacher and number of cycles gets its own panel. A panel averages over the tasks that all its methods ran.
 
 The statistics in summary.csv are those of rliable (Agarwal et al. 2021): interquartile means, the probability of
 improvement, and 95 % intervals from a bootstrap of the runs within each task. A run counts as one score, its return
-/ 1000. They are written out here because rliable 1.2.0 takes a minute for one such probability and can't be imported
-beside pandas 3.
+/ 1000. We compute them here because rliable 1.2.0 takes a minute for one such probability and can't be imported
+together with pandas 3.
 """
 
 import csv
@@ -32,7 +32,7 @@ from common.report import DIP_EVALUATIONS, MAX_CYCLE_LINES, plain_figure
 
 FINAL, DIP = "IQM of final return / 1000", "IQM of dip / 1000"
 IMPROVEMENT = "probability of improvement over bc"
-COLOURS = {  # of each method, in the order of figures: a hue for a method, lighter for rate 5; after Okabe and Ito
+COLOURS = {  # of each method, in the order of figures: one hue per method, lighter for rate 5; after Okabe and Ito
     "bc": "0.35",
     "bc_reg": "#E69F00",
     "bc_reg_decay:1": "#0072B2",
@@ -46,7 +46,7 @@ COLOURS = {  # of each method, in the order of figures: a hue for a method, ligh
     "tg:5": "#4DB88A",
 }
 OTHER_COLOUR = "#B8A900"  # of methods that aren't in the list
-OTHER_STYLES = (":", "-.", (0, (3, 1, 1, 1, 1, 1)))  # of a method with options, which has the method's colour
+OTHER_STYLES = (":", "-.", (0, (3, 1, 1, 1, 1, 1)))  # for a method with options, in the method's colour
 
 DECAY, ACTIONS, GRADIENTS = ("bc_reg_decay:1", "bc_reg_decay:5"), ("ta:1", "ta:5"), ("tg:1", "tg:5")
 MID = ("bc", *DECAY, *ACTIONS, "ta_qf", *GRADIENTS)
@@ -106,7 +106,7 @@ def sizes(panels: Panels) -> str:
 
 
 def on_common_tasks(name: str, panels: Panels) -> Panels:
-    """`panels` with only the tasks that all methods have; the others are told on stderr; empty if no task is left."""
+    """`panels` with only the tasks that all methods have; prints the others on stderr; empty if no task is left."""
     tasks = [{run.env_id for run in members} for methods in panels.values() for members in methods.values()]
     common = set.intersection(*tasks)
     if left_out := set.union(*tasks) - common:
@@ -126,7 +126,7 @@ def average_curves(methods: Methods) -> dict[str, np.ndarray]:
     """Mean and standard deviation (divided by n) over tasks and seeds, as the paper shades it.
 
     Every task counts the same, however many seeds it has. Curves are averaged at the learner steps of the first run's
-    evaluations, and interpolated linearly where a run has others.
+    evaluations, with linear interpolation for a run that has others.
 
     Returns:
         for each method learner steps, mean and standard deviation, (3, points).
@@ -197,7 +197,7 @@ def write_csv(path: Path, lines: list[dict[str, Any]]) -> None:
 
 
 def looks(methods: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Colour and line of each method: those of the paper look the same in every figure, rate 5 is dashed."""
+    """Colour and line of each method: the paper's methods look the same in every figure, and rate 5 is dashed."""
     look, others = {}, defaultdict(lambda: itertools.cycle(OTHER_STYLES))
     for method in sorted(methods, key=_place):
         base = method.partition(",")[0]
@@ -215,8 +215,8 @@ def trailing_mean(values: np.ndarray, window: int) -> np.ndarray:
 def draw_curves(path: Path, panels: Panels, heading: str) -> None:
     """Draw a panel for each title, with the mean of each method's curves and their standard deviation as a shade.
 
-    More than 100 points are drawn as their mean of the last 10, or of the last hundredth if that is more, because lines
-    would hide each other.
+    A curve of more than 100 points would hide others, so we draw a moving mean over the last 10 points, or over the
+    last hundredth of them if that is more.
     """
     look = looks({method for methods in panels.values() for method in methods})
     across = min(3, len(panels))
@@ -259,7 +259,7 @@ def draw_curves(path: Path, panels: Panels, heading: str) -> None:
 
 
 def draw_paper(output: Path, loaded: list[Run]) -> None:
-    """Draw FIGURES for each budget, as far as there are runs of two methods for them."""
+    """Draw, for each budget, those of FIGURES for which two or more methods have runs."""
     drawn = 0
     budgets = sorted({run.budget for run in loaded if run.budget.scale})
     for budget, (name, (teacher, cycles, methods)) in itertools.product(budgets, FIGURES.items()):
@@ -278,7 +278,7 @@ def draw_paper(output: Path, loaded: list[Run]) -> None:
 
 
 def main(args: Args) -> None:
-    """Write figures and a CSV file. Raises UserError for what the user can put right."""
+    """Write figures and a CSV file. Raises UserError if there is nothing to draw."""
     loaded = runs.load_all(args.runs)
     if not loaded:
         raise UserError("there is nothing to draw: give finished runs.")

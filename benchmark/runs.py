@@ -1,4 +1,4 @@
-"""What is kept of a finished run for figures and verdicts: its command, its report, its curve. One small file a run."""
+"""The small file that we keep of a finished run, for figures and verdicts: its command, report and curve."""
 
 import json
 import sys
@@ -41,7 +41,7 @@ PAPER = Budget(2_000_000, 250_000)  # [paper A.2]
 
 
 class Run(NamedTuple):
-    """What is averaged of one run. `steps` and `returns` are those of its n evaluations, (n,)."""
+    """The parts of a run that figures need. `steps` and `returns` are those of its n evaluations, (n,)."""
 
     method: str
     env_id: str
@@ -67,10 +67,10 @@ def task_weights(members: list[Run]) -> np.ndarray:
 
 
 def estimate(statistic: Callable[..., np.ndarray], *scores: list[np.ndarray]) -> tuple[float, float, float]:
-    """`statistic` of scores and its 95 % percentile interval when the runs of each task are drawn anew.
+    """`statistic` of scores and its 95 % percentile interval from a bootstrap of the runs within each task.
 
-    Each of `scores` has an array (R,) for each task, in draws (RESAMPLES, R). One run says nothing about the spread of
-    runs: the interval is then NaN.
+    Each of `scores` has an array (R,) for each task, or (RESAMPLES, R) in the bootstrap. If a task has only one run,
+    the spread is unknown and the interval is NaN.
     """
     point = float(statistic(*scores))
     if min(len(of_task) for tasks in scores for of_task in tasks) < 2:
@@ -82,13 +82,13 @@ def estimate(statistic: Callable[..., np.ndarray], *scores: list[np.ndarray]) ->
 
 
 def extract(folder: Path) -> dict[str, Any]:
-    """What is kept of the finished run in `folder`: none of its arrays or networks; returns are rounded to hundredths.
+    """What we keep of the finished run in `folder`: no arrays or networks, and returns rounded to hundredths.
 
     Raises:
-        UserError: it isn't one, or a file of it is damaged.
+        UserError: it isn't a finished run, or one of its files is damaged.
     """
     if not (folder / "report.json").is_file():
-        raise UserError(f"{folder} is no folder of a finished run: it has no report.json.")
+        raise UserError(f"{folder} isn't a finished run: it has no report.json.")
     arguments = files.load_json(folder / "args.json", "arguments")
     versions = files.load_json(folder / "versions.json", "versions")
     content = files.load_json(folder / "report.json", "report")
@@ -126,14 +126,14 @@ def load(path: Path) -> Run:
     except UserError:
         raise
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} can't be read as what is kept of a run: {error!r}.") from error
+        raise UserError(f"{path} can't be read as the kept file of a run: {error!r}.") from error
 
 
 def find(paths: Iterable[Path]) -> list[Path]:
     """The finished runs that `paths` name: run folders, kept files, and folders of kept files.
 
-    What sweep.py leaves beside its run folders is passed over, so that `runs/*` can be given as it is: logs, figures,
-    and the clones that its methods share. So is a folder without a finished run, with a sentence on stderr.
+    You can give `runs/*` as it is: we skip what sweep.py leaves beside its run folders, which is logs, figures and the
+    clones that its methods share. We also skip a folder without a finished run, and print that on stderr.
     """
     found = []
     for path in paths:
@@ -142,12 +142,12 @@ def find(paths: Iterable[Path]) -> list[Path]:
         elif kept := sorted(path.glob("*__*.json")):  # as sweep.py names them
             found += kept
         elif path.suffix not in (".log", ".csv", ".png"):
-            print(f"{path} is left out: it is no folder of a finished run, it has no report.json.", file=sys.stderr)
+            print(f"{path} is left out: it isn't a finished run, it has no report.json.", file=sys.stderr)
     return found
 
 
 def load_all(paths: Iterable[Path]) -> list[Run]:
-    """Read all finished runs that `paths` name, as `find` says.
+    """Read all finished runs that `find` finds in `paths`.
 
     Raises:
         UserError: a file is damaged, a run is there twice, or a method's seeds were run with different flags.

@@ -1,9 +1,9 @@
-"""Milliseconds of one update for each method. What a deployment takes, a run logs as `charts/SPS`.
+"""Measure the milliseconds of one update for each method. For the speed of deployments, see a run's `charts/SPS`.
 
     python benchmark/speed.py [--compile] [--transitions 100000]
 
-An update is sampling, both gradients, clipping, both Adam steps, and a target copy every hundred. All methods are timed
-in turns, so that a machine whose speed drifts treats them alike. Sizes are walker-run's, the data is random.
+An update is sampling, both gradients, clipping, both Adam steps, and a target copy every hundred. The methods take
+turns, so that a drift of the machine's speed affects all alike. Sizes are those of walker-run; the data is random.
 """
 
 import copy
@@ -49,7 +49,7 @@ class Args:
 
 
 def filled(transitions: int, device: torch.device) -> Replay:
-    """A full replay of random walker-run episodes; the same thousand episodes again and again."""
+    """A full replay of random walker-run episodes, which repeats the same thousand."""
     rng, num_episodes = np.random.default_rng(0), transitions // 1000
     replay = Replay(num_episodes * 1000, WALKER.obs_size, WALKER.action_size, 5, 0.99, device)
     shapes = [(1001, WALKER.obs_size), (1000, WALKER.action_size), (1000,), (1000,)]
@@ -89,15 +89,15 @@ def main(args: Args) -> None:
     run_args = gbrl_d4pg.Args(torch_threads=args.torch_threads, cuda=args.cuda, compile=args.compile)
     device = launch.configure_torch(run_args)
     replay, kinds = filled(args.transitions, device), (False, True) if args.compile else (False,)
-    # A copy of the replay each: the columns that a method annotates are its own.
+    # Each method has its own copy of the replay, because it annotates its own columns.
     steps = {
         (method, kind): make_step(method, copy.deepcopy(replay), device, kind) for kind in kinds for method in METHODS
     }
     if args.compile:
-        torch._dynamo.config.error_on_recompile = False  # methods of one script are compilations of one function
+        torch._dynamo.config.error_on_recompile = False  # methods of one script compile the same function again
         for method in METHODS:
             print(method, end=": ", flush=True)
-            steps[method, True]()  # says how long compiling took
+            steps[method, True]()  # prints the compile time
     times: dict[tuple[str, bool], list[float]] = {key: [] for key in steps}
     for _ in range(args.rounds):
         for key, step in steps.items():

@@ -1,15 +1,15 @@
-"""Run methods x tasks x seeds, a few at a time; start it again to go on where it was ended.
+"""Run methods x tasks x seeds, a few at a time; start it again to continue where it stopped.
 
     python benchmark/sweep.py --methods bc ta_qf ta:1 bc_reg_decay:5 --seeds 1 2 3 --scale 0.02 --output runs
 
-It ends with a picture, `curves.png` in --output. A method may carry options behind commas: ta_qf,beta:5. All methods of
-a task, teacher and seed start from one clone, which is made first, in a run of its own, and taken over with
---pretrained. Each run has a folder under --output, with what it prints in a `.log` beside it. Flags behind `--` go to
+At its end it draws `curves.png` in --output. You can add options to a method after commas: ta_qf,beta:5. All methods of
+a task, teacher and seed start from one clone: a run of its own makes it first, and the methods' runs take it over with
+--pretrained. Each run has a folder under --output, and a `.log` beside it with what it prints. Flags after `--` go to
 all runs.
 
 With --ray-address every run is a task of a Ray cluster: start the sweep in a folder that all nodes see under the same
 path, with this checkout and --output, and install requirements.txt and requirements-ray.txt on every node. When a node
-is lost, its runs go on elsewhere from their checkpoints. For any other scheduler, --print writes the commands.
+is lost, its runs continue on other nodes from their checkpoints. For any other scheduler, --print writes the commands.
 """
 
 import concurrent.futures
@@ -40,12 +40,12 @@ sys.path.insert(0, str(ROOT))  # so that it runs from any folder
 import gbrl_d4pg  # noqa: E402
 from common import UserError, envs, files, launch  # noqa: E402
 
-MAX_LOSSES = 10  # of the nodes that work on one run, before the sweep gives it up [ours]
+MAX_LOSSES = 10  # of nodes during one run, before the sweep gives the run up [ours]
 
 
 @dataclass
 class Args:
-    """Which runs."""
+    """The runs of a sweep."""
 
     methods: list[str]
     """methods of the table, each with its options: bc, bc_reg, bc_reg_decay:R, between:R, ta:R, ta_qf, tg:R"""
@@ -65,7 +65,7 @@ class Args:
     """runs at once on this machine"""
     results: Path | None = None
     """folder that keeps a small file of each finished run; a run whose file is there isn't run again, so give runs with
-    other flags behind `--` another folder"""
+    other flags after `--` another folder"""
     ray_address: str | None = None
     """address of a Ray cluster that runs them, or "auto" for the one of this machine"""
     cpus_per_run: int = 1
@@ -73,12 +73,12 @@ class Args:
     gpus_per_run: float = 0.0
     """GPUs of each run on a Ray cluster; several runs can share one"""
     print: bool = False
-    """run nothing: print the command of each run that isn't finished; those of the first block, the clones, must be
-    finished before those of the second begin"""
+    """run nothing; print the command of each unfinished run. The first block, the clones, must be finished before you
+    start the second"""
 
 
 def refuse_other(words: list[str], saved: dict[str, Any], where: Path) -> None:
-    """Raise UserError if what was run with the flags `saved` isn't what `words` would run."""
+    """Raise UserError if `words` would run something else than the flags `saved`, with which a run was made."""
     script, *flags = words
     module = importlib.import_module(Path(script).stem)
     args = launch.checked(tyro.cli(module.Args, args=flags))
@@ -88,13 +88,13 @@ def refuse_other(words: list[str], saved: dict[str, Any], where: Path) -> None:
 
 
 def command(words: list[str], folder: Path) -> list[str]:
-    """The words of `methods.command`, more flags behind them, as a command that starts or continues a run."""
+    """Turn the words of `methods.command`, plus more flags, into a command that starts or continues a run."""
     script, *flags = words
     return [str(ROOT / script), *flags, "--run-dir", str(folder)]
 
 
 def run(words: list[str], folder: Path, clone: Any = None, **options: Any) -> int:
-    """Start or continue one run, once its clone's ended well; returns its exit status, or else the clone's.
+    """Start or continue one run if its clone's run has succeeded; returns its exit status, or else the clone's.
 
     `clone` is the clone's status or its future. `options` go to `subprocess.run`.
     """
@@ -116,7 +116,7 @@ def run_on_node(here: str, *job: Any) -> int:
 
 
 def on_ray(args: Args) -> Callable[..., Any]:
-    """`run` as a task of the cluster: called with its arguments, the clone's a task's result, it begins.
+    """`run` as a function that begins a task of the cluster; its `clone` may be another task's result.
 
     Raises:
         UserError: Ray isn't installed, or there is no such cluster.
@@ -140,7 +140,7 @@ def processors(root: Path = Path("/")) -> int:
         limits.append(int(share))
     own = root / "proc/self/cgroup"
     group = Path(own.read_text().rpartition(":")[2].strip().lstrip("/")) if own.exists() else Path()
-    for path in (group, *group.parents):  # the quota of each holds; in a container only the last may be there
+    for path in (group, *group.parents):  # all quotas apply; in a container only the last may be there
         with contextlib.suppress(OSError, ValueError):  # no such group, or "max"
             quota, period = map(int, (root / "sys/fs/cgroup" / path / "cpu.max").read_text().split())
             limits.append(quota // period)
@@ -155,14 +155,14 @@ def clone_of(name: str) -> str:
 
 
 def main(args: Args, more: list[str]) -> None:
-    """Run all, report each that ends, and exit with status 1 if one failed. Raises UserError for what can't be run."""
+    """Run everything, report failures, and exit with status 1 if a run failed. Raises UserError for bad input."""
     if args.parallel < 1 or args.cpus_per_run < 1:
         raise UserError("--parallel and --cpus-per-run must be at least 1.")
     clones: dict[Path, list[str]] = {}
     finished: list[Path] = []
     jobs: dict[Path, list[str]] = {}
     clone_by_job: dict[Path, Path] = {}
-    # All methods of a seed before the next seed: an early end leaves whole comparisons.
+    # All methods of a seed run before the next seed, so that an early end leaves whole comparisons.
     for seed, env_id, cycles, method in itertools.product(args.seeds, args.env_ids, args.num_cycles, args.methods):
         clone, ending = clone_of(method), (f"{args.scale:g}", str(seed))
         task, by = (Path(flag).name.replace(":", "-") for flag in (env_id, args.teacher))  # may be files
@@ -175,12 +175,12 @@ def main(args: Args, more: list[str]) -> None:
             refuse_other(words, runs.load(kept).resolved, kept)
             finished.append(kept)
             continue
-        episode = str(envs.spec(env_id).episode_length)  # one, the least that a run may have
+        episode = str(envs.spec(env_id).episode_length)  # one episode, the least that a run may have
         short = ["--num-cycles", "1", "--actor-steps", episode, "--learner-steps", "1"]
         clones[folder] = [*methods.command(clone), *shared, *short]
         jobs[args.output / name], clone_by_job[args.output / name] = words, folder
     for folder, words in (clones | jobs).items():
-        if (folder / "report.json").exists():  # here, not as a thread comes to it: tyro isn't made for threads
+        if (folder / "report.json").exists():  # here, because tyro isn't thread-safe
             refuse_other(words, files.load_json(folder / "args.json", "arguments")["args"], folder)
 
     if not any(word.startswith("--num-workers") for word in more):
@@ -212,7 +212,7 @@ def main(args: Args, more: list[str]) -> None:
                     tqdm.write(f"failed: {folder}{reason}, see {folder}.log and its clone's")
                 elif args.results is not None:
                     runs.save(folder, args.results / f"{folder.name}.json")
-        except BaseException:  # such as Ctrl-C, which reaches the runs too: no other is begun
+        except BaseException:  # such as Ctrl-C, which reaches the runs too: begin no others
             pool.shutdown(cancel_futures=True)
             raise
     if failed:

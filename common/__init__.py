@@ -2,12 +2,12 @@
 
 
 class UserError(ValueError):
-    """Something the user can put right; `launch.launch` prints its one sentence instead of a traceback."""
+    """A mistake that the user can fix; `launch.launch` prints its one sentence instead of a traceback."""
 
 
 class Waiting(Exception):
-    """A run has stopped until somebody brings what it asked for; `launch.launch` prints its sentence."""
+    """A run has stopped until the file that it needs is there; `launch.launch` prints which one."""
 
 
 class Interrupted(BaseException):  # like KeyboardInterrupt: nothing that handles errors catches it
-    """A signal arrived; everything that a later `--resume` needs is on the disk."""
+    """A signal arrived; everything that `--resume` needs is saved."""

@@ -1,23 +1,23 @@
-"""Episodes and annotations that come as files: a person's demonstrations, a robot's deployments, an expert's answers.
+"""Episodes and annotations from files: a person's demonstrations, a robot's rollouts, an expert's answers.
 
     python -m common.elsewhere FILE.npz EPISODE.npz [EPISODE.npz ...]
     python -m common.elsewhere FILE.npz --env-id cartpole-swingup    # only checks the file
 
-A file of episodes holds E of them, the first of T_1 steps, one behind the other:
+A file holds E episodes, one after the other; episode i has T_i steps:
 
 | array | shape | content |
 |---|---|---|
-| obs | (sum of T_i + 1, obs_size) | all observations of an episode, the last one too |
+| obs | (sum of T_i + 1, obs_size) | all observations of an episode, including the final one |
 | action | (sum of T_i, action_size) | as executed, in [-1, 1] |
 | reward | (sum of T_i,) | |
-| discount | (sum of T_i,) | 1, and 0 at a termination (a time limit is none) |
+| discount | (sum of T_i,) | 1, or 0 at a termination; a time limit isn't one |
 | length | (E,) | T_i |
-| intended_action | (sum of T_i, action_size), optional | what was meant, where noise changed what was executed |
+| intended_action | (sum of T_i, action_size), optional | the action before noise, if noise was added |
 
-Numbers may have any type. `write` makes it from a list of episodes, each a mapping with these arrays but `length`.
+Any number type will do. `write` makes such a file from a list of episodes: mappings with these arrays except `length`.
 
-Where deployments or annotations happen elsewhere, a run writes what they need and stops; `waiting.json` in its folder
-says to programs what it waits for, and is there only meanwhile. Each exchange is a file in the folder of the cycle.
+With `--deploy elsewhere` or `--annotate elsewhere` a run writes what you need and stops. As long as it waits, its
+folder has a `waiting.json` that tells programs what for. The files that you exchange are in the cycle's folder.
 `policy.torchscript` maps obs (B, obs_size) float32 to actions (B, action_size) and runs without this repository:
 `torch.jit.load("policy.torchscript")`.
 """
@@ -39,7 +39,7 @@ from common.envs import EnvSpec
 from common.replay import ANNOTATE_CHUNK
 from common.rollouts import Episode
 
-COLUMNS = ("obs", "action", "reward", "discount", "intended_action")  # one entry a step, obs one more
+COLUMNS = ("obs", "action", "reward", "discount", "intended_action")  # one row per step; obs has one more
 RANGES = {"action": (-1, 1), "discount": (0, 1), "intended_action": (-1, 1)}
 WAITING = "waiting.json"
 
@@ -48,12 +48,12 @@ WAITING = "waiting.json"
 
 
 def write(path: Path, episodes: Sequence[Mapping[str, Any]]) -> None:
-    """Write episodes, each with obs (T + 1, .), action (T, .), reward (T,), discount (T,), intended_action (T, .) or
-    without the last, as one file.
+    """Write episodes as one file, each with obs (T + 1, .), action (T, .), reward (T,), discount (T,) and, if you like,
+    intended_action (T, .).
 
     Raises:
-        UserError: there are none, an array is missing or has another shape than its episode or the first one, or as
-            `read`.
+        UserError: there are no episodes; an array is missing, or its shape contradicts its episode or the first one;
+            or `read` would refuse a value.
     """
     if not episodes:
         raise UserError(f"{path}: there are no episodes to write.")
@@ -77,15 +77,15 @@ def write(path: Path, episodes: Sequence[Mapping[str, Any]]) -> None:
 
 
 def read(path: Path, env: EnvSpec | None) -> tuple[list[Episode], np.ndarray]:
-    """The episodes of a file, and what was meant in them: `intended_action` or else `action`, (sum of T_i, .).
+    """The episodes of a file, and their actions before noise: `intended_action`, or else `action`, (sum of T_i, .).
 
     Args:
-        env: the task that it must fit, None for any.
+        env: the task that the file must fit; None accepts any.
 
     Raises:
-        UserError: an array is missing or has other sizes than the others or the task; a number isn't finite, an action
-            outside [-1, 1] or a discount outside [0, 1]; an episode is longer than the task's time limit. The first
-            such episode and step are named.
+        UserError: an array is missing, or its size contradicts the other arrays or the task; a number isn't finite, an
+            action is outside [-1, 1] or a discount outside [0, 1]; or an episode is longer than the task's time limit.
+            The message names the first such episode and step.
     """
     arrays = files.load_arrays(path, "recorded episodes", "record them again")
     types = dict.fromkeys(COLUMNS, np.float32) | {"length": np.int64}
@@ -94,7 +94,7 @@ def read(path: Path, env: EnvSpec | None) -> tuple[list[Episode], np.ndarray]:
 
 
 def _checked(path: Path, arrays: dict[str, np.ndarray], env: EnvSpec | None) -> tuple[list[Episode], np.ndarray]:
-    """What `read` returns of these arrays, and raises."""
+    """Check arrays and return them as `read` does. Raises UserError as `read` does."""
     try:
         episodes = rollouts.unpack(arrays)
     except UserError as error:
@@ -129,11 +129,11 @@ def _checked(path: Path, arrays: dict[str, np.ndarray], env: EnvSpec | None) -> 
 
 
 def deployed(folder: Path, policy: torch.nn.Module, sigma: float, env: EnvSpec, missing: int) -> list[Episode]:
-    """The episodes that somebody else has deployed for `missing` environment steps.
+    """The episodes that you deployed elsewhere for `missing` environment steps.
 
     Raises:
-        Waiting: they aren't there yet; the policy is exported into `folder`.
-        UserError: their file is damaged, isn't what such a file must be, or has a whole episode too many.
+        Waiting: their file isn't there yet; the policy is exported into `folder`.
+        UserError: the file is damaged, has the wrong content, or has a whole episode too many.
     """
     path = folder / "episodes.npz"
     if not path.exists():
@@ -142,7 +142,7 @@ def deployed(folder: Path, policy: torch.nn.Module, sigma: float, env: EnvSpec, 
         sentence = (
             f"deploy {folder / 'policy.torchscript'} with noise of standard deviation {sigma:g} for {missing} steps in "
             f"whole episodes of up to {env.episode_length} ({-(-missing // env.episode_length)} if none ends early), "
-            f"write them to {path} as common/elsewhere.py says"
+            f"and write them to {path} in the format of common/elsewhere.py"
         )
         _wait(folder, sentence, {"for": "episodes", "steps": missing, "sigma": sigma})
     episodes, _ = read(path, env)
@@ -155,7 +155,7 @@ def deployed(folder: Path, policy: torch.nn.Module, sigma: float, env: EnvSpec, 
 
 
 def _wait(folder: Path, sentence: str, request: dict[str, Any]) -> None:
-    """Write down for programs what the run waits for, and stop with the sentence for people."""
+    """Write `waiting.json` for programs, then stop the run with the sentence for people."""
     request |= {"folder": folder.name, "cycle": int(folder.name[6:])}
     files.save_json(folder.parent / WAITING, request)
     raise Waiting(f"{sentence}; then go on with --resume {folder.parent}")
@@ -173,12 +173,12 @@ def annotated(
     folder: Path, policy: torch.nn.Module | None, episodes: list[Episode], env: EnvSpec, fraction: float,
     stream: tuple[int, ...],
 ) -> dict[str, np.ndarray]:  # fmt: skip
-    """The teacher's actions for a batch's states, `teacher_action` (T, action_size), as they came from elsewhere.
+    """The teacher's actions for a batch's states, read from a file: `teacher_action` (T, action_size).
 
     Args:
-        policy: the deployed policy. Its action stands in for a* in states that nobody annotated, so equations 6 and 7
-            need no mask. What was taken once is kept in `annotated.npz`, and None will do then.
-        fraction: the share of the states that are asked about, drawn by `stream`.
+        policy: the deployed policy. Its action replaces a* in states that you didn't annotate, so equations 6 and 7
+            need no mask. It may be None once `annotated.npz` caches the result.
+        fraction: the share of the states to annotate; the random numbers of `stream` choose them.
 
     Raises:
         Waiting: the answers aren't there yet; the states are in `folder`.
@@ -201,7 +201,7 @@ def annotated(
     expected = (len(index), env.action_size)
     if action is None or action.shape != expected or not (np.abs(action) <= 1 + 1e-6).all():
         got = "no such array" if action is None else f"shape {action.shape}" if action.shape != expected else "others"
-        raise UserError(f"{path}: `action` must be {expected} numbers from -1 to 1, one line a state; it has {got}.")
+        raise UserError(f"{path}: `action` must be {expected} numbers from -1 to 1, one row per state; it has {got}.")
     with torch.no_grad():
         device = next(policy.parameters()).device
         chunks = torch.from_numpy(obs).to(device).split(ANNOTATE_CHUNK)
@@ -221,13 +221,13 @@ class Args:
     path: tyro.conf.Positional[Path]
     """the file"""
     sources: tyro.conf.Positional[tuple[Path, ...]] = ()
-    """what it is made of: .npz files of one episode each; none to check the file"""
+    """episodes to make it of, one .npz file each; give none to check the file"""
     env_id: str | None = None
-    """task whose sizes it must have"""
+    """task that it must fit"""
 
 
 def main(args: Args) -> None:
-    """Make and check the file, and say what is in it."""
+    """Make and check the file, and print a summary."""
     if args.sources:
         write(args.path, [files.load_arrays(source, "episode") for source in args.sources])
     found, intended = read(args.path, envs.spec(args.env_id) if args.env_id is not None else None)

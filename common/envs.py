@@ -1,6 +1,6 @@
 """Tasks with flat float32 observations and actions in [-1, 1]: dm_control's, Gymnasium's, or your own FILE.py:Class.
 
-Your own classes, tasks and teachers, are loaded and called here too.
+This module also loads and calls your own classes, both tasks and teachers.
 """
 
 import difflib
@@ -28,7 +28,7 @@ os.environ.setdefault("MUJOCO_GL", "disabled")
 class EnvSpec(NamedTuple):
     """Sizes of a task. `episode_length` is the time limit in control steps; an episode may end earlier.
 
-    A task that isn't `simulated` is known by its sizes alone: its episodes come from elsewhere.
+    A task that isn't `simulated` has sizes only; its episodes come from files.
     """
 
     env_id: str
@@ -40,7 +40,7 @@ class EnvSpec(NamedTuple):
 
 @functools.cache
 def _suite() -> ModuleType:
-    """Import dm_control's suite, or say in one sentence which pair of packages to install."""
+    """Import dm_control's suite. Raises UserError with the versions to install if MuJoCo is too new."""
     version = importlib.metadata.version("mujoco")
     if int(version.split(".")[0]) >= 4:
         raise UserError(
@@ -48,22 +48,22 @@ def _suite() -> ModuleType:
         )
     from dm_control import suite
 
-    # The suite's own cheetah.xml makes MuJoCo warn at every load; its user can do nothing about it.
+    # The suite's own cheetah.xml makes MuJoCo warn at every load, and you can't change that.
     logging.getLogger("absl").addFilter(lambda record: "settotalmass" not in record.getMessage())
     return suite
 
 
 class Env(Protocol):
-    """What rollouts ask of a task. An episode is a pure function of its seed and its actions, also on a used object."""
+    """What rollouts need of a task. An episode depends on its seed and actions only, also when an object is reused."""
 
     spec: EnvSpec
 
     def reset(self, seed: int, obs: np.ndarray) -> None:
-        """Start the episode of this seed (32 bits) and write its first observation into `obs`, (obs_size,)."""
+        """Start the episode of this 32-bit seed and write its first observation into `obs`, (obs_size,)."""
         ...
 
     def step(self, action: np.ndarray, obs: np.ndarray) -> tuple[float, float, bool]:
-        """Take one control step with `action`, (action_size,) in [-1, 1]; the observation goes into `obs`.
+        """Take one control step with `action`, (action_size,) in [-1, 1]; write the observation into `obs`.
 
         Returns reward, discount and whether the episode is over. The discount is dm_env's: 0 after a termination, 1 at
         a time limit, where the target still bootstraps.
@@ -72,7 +72,7 @@ class Env(Protocol):
 
 
 def make(env_id: str) -> Env:
-    """The task `env_id`: dm_control's domain-task, Gymnasium's Name-v0, or FILE.py:Class. Raises UserError if none."""
+    """The task `env_id`: dm_control's domain-task, Gymnasium's Name-v0, or FILE.py:Class. Or raise UserError."""
     return SuiteEnv(env_id) if is_suite(env_id) else GymEnv(env_id)
 
 
@@ -82,7 +82,7 @@ def is_suite(env_id: str) -> bool:
 
 
 def versions(env_id: str) -> list[str]:
-    """What the same seed and actions need to give the same episode."""
+    """The versions that must agree for the same seed and actions to give the same episode."""
     if is_own(env_id):
         return [f"file {digest(env_id)}"]
     packages = ("dm-control" if is_suite(env_id) else "gymnasium", "mujoco")
@@ -104,7 +104,7 @@ class SuiteEnv(Env):
             near = difflib.get_close_matches(env_id.replace("_", "-"), names, n=3, cutoff=0.4)
             raise UserError(
                 f"--env-id {env_id}: dm_control's suite has no such task"
-                + (f"; the nearest names are {', '.join(near)}." if near else "; it takes domain-task.")
+                + (f"; the nearest names are {', '.join(near)}." if near else "; names have the form domain-task.")
             )
         domain, task = env_id.split("-")
         self.dm_env = suite.load(domain, task, task_kwargs={"random": 0})
@@ -132,12 +132,12 @@ class SuiteEnv(Env):
 class GymEnv(Env):
     """A task with Gymnasium's methods and spaces: one of Gymnasium's, or a class of your own, built as `Class()`.
 
-    A space is looked at by its `shape`, `low` and `high`, or its `spaces`, so your class needs no Gymnasium. Without
-    `reset` and `step` it stands for a task that can't be simulated.
+    We only read a space's `shape`, `low` and `high`, or its `spaces`, so your class doesn't need Gymnasium. A class
+    without `reset` and `step` is a task that can't be simulated.
     """
 
     def __init__(self, env_id: str) -> None:
-        """Build it. Raises UserError where its spaces or its time limit don't fit; what it raises comes through."""
+        """Build the task. Raises UserError if its spaces or time limit don't fit, RuntimeError if its code raises."""
         build = load_class(env_id) if is_own(env_id) else functools.partial(_gymnasium, env_id)
         self._env = guard(env_id, "building it", build)
         self._observed, acted = (getattr(self._env, f"{name}_space", None) for name in ("observation", "action"))
@@ -171,14 +171,14 @@ class GymEnv(Env):
         return float(np.asarray(reward).item()), float(not terminated), over
 
     def _ask(self, what: str, form: str, *args: Any, **kwargs: Any) -> tuple:
-        """Call a method, whose answer must have as many parts as `form`."""
+        """Call a method. Raises UserError unless its answer has as many parts as `form`."""
         answer = guard(self.spec.env_id, what, getattr(self._env, what), *args, **kwargs)
         if not isinstance(answer, tuple) or len(answer) != len(form.split()):
             raise UserError(f"{self.spec.env_id}: {what} must return {form}, as Gymnasium's does, not {answer!r}.")
         return answer
 
     def _write(self, observation: Any, obs: np.ndarray) -> None:
-        """Write what the space names, in its order, into `obs`, (obs_size,)."""
+        """Write the parts that the space names, in the space's order, into `obs`, (obs_size,)."""
         leaves = guard(self.spec.env_id, "its observation", _leaves, self._observed, observation)
         if (size := sum(map(np.size, leaves))) != obs.size:
             raise UserError(
@@ -188,7 +188,7 @@ class GymEnv(Env):
 
 
 def _gymnasium(env_id: str) -> Any:
-    """One of Gymnasium's tasks. Raises UserError without Gymnasium, without the task, or without what it needs."""
+    """One of Gymnasium's tasks. Raises UserError if Gymnasium, the task or one of its packages is missing."""
     try:
         import gymnasium
     except ImportError as error:
@@ -208,7 +208,7 @@ def _boxes(env_id: str, name: str, space: Any) -> list[Any]:
 
 
 def _leaves(space: Any, value: Any) -> list[Any]:
-    """The parts of `value` that belong to the Boxes of `space`, in order; a space given twice gives its own parts."""
+    """The parts of `value` for the Boxes of `space`, in order. If `value` is `space`, they are the Boxes themselves."""
     if not isinstance(inner := getattr(space, "spaces", None), Mapping):
         return [value]
     parts = inner if value is space else value
@@ -233,7 +233,7 @@ def _checked_spec(
 
 @functools.cache
 def spec(env_id: str) -> EnvSpec:
-    """Sizes of the task `env_id`. Raises UserError as `make` does, or if a seed doesn't decide where it starts."""
+    """Sizes of the task `env_id`. Raises UserError as `make` does, or if one seed gives different starts."""
     env = make(env_id)
     if isinstance(env, GymEnv) and env.spec.simulated:
         first, again = np.zeros((2, env.spec.obs_size), np.float32)
@@ -253,7 +253,7 @@ def is_own(name: str) -> bool:
 
 
 def digest(name: str) -> str:
-    """SHA-256 of the file's text and the class's name, wherever the file lies. Raises UserError if there is no file."""
+    """SHA-256 of the file's text and the class's name, not of its path. Raises UserError if there is no file."""
     path, _, class_name = name.rpartition(":")
     if not Path(path).is_file():
         raise UserError(f"{name}: there is no file {path}.")
@@ -261,21 +261,21 @@ def digest(name: str) -> str:
 
 
 def guard(name: str, doing: str, function: Callable, *args: Any, **kwargs: Any) -> Any:
-    """Call your code. What it raises is the cause of a RuntimeError, which says whose it is and when it came."""
+    """Call your code. If it raises, raise RuntimeError from that, with `name` and what the code was `doing`."""
     try:
         return function(*args, **kwargs)
     except UserError:
         raise
-    except (Exception, SystemExit) as error:  # the latter would end the run without a word
+    except (Exception, SystemExit) as error:  # SystemExit would end the run silently
         raise RuntimeError(f"{name}: {doing} raised {error!r}.") from error
 
 
 def load_class(name: str) -> type:
     """Import the file, once per process unless its text changes, and return the class.
 
-    Raises UserError if there is no such file or class, and RuntimeError where the file raises.
+    Raises UserError if there is no such file or class, and RuntimeError if the file raises.
     """
-    digest(name)  # there is such a file
+    digest(name)  # raises if there is no such file
     path, _, class_name = name.rpartition(":")
     module = _import(str(Path(path).resolve()), Path(path).read_bytes())
     if not hasattr(module, class_name):
@@ -285,7 +285,7 @@ def load_class(name: str) -> type:
 
 @functools.cache
 def _import(path: str, content: bytes) -> ModuleType:
-    """The module; its name depends on its place alone, so that workers know it by the same one."""
+    """Import a module. Its name depends on its path alone, so that it is the same in workers."""
     module = ModuleType(f"own_{Path(path).stem}_{hashlib.sha256(path.encode()).hexdigest()[:8]}")
     module.__file__, sys.modules[module.__name__] = path, module  # dataclasses and pickle look there
     guard(path, "importing it", exec, compile(content, path, "exec"), vars(module))

@@ -3,9 +3,9 @@
     python -m common.evaluate RUN_DIR
     python -m common.evaluate RUN_DIR/cycle_0000 RUN_DIR/cycle_0004 --video film.gif
 
-Episode i of seed s is seeded by (STREAM, s, i) alone. No run and no demonstrations use that stream, and the shipped
-teachers' scores are seed 0's, so a score is never taken on episodes that the policy was trained or picked on, and two
-snapshots of a task are scored on the same starts.
+Only (STREAM, s, i) seeds episode i of seed s. Runs and demonstrations never use that stream, so no policy is scored on
+episodes that it was trained or selected on. All snapshots of a task get the same start states. The shipped teachers'
+scores are those of seed 0.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ from common import UserError, envs, files, report, rollouts, snapshots
 from common.workers import Workers
 
 ROOT = Path(__file__).resolve().parent.parent
-STREAM = 0x6576616C  # ASCII "eval"; a run's streams start with its seed, which nobody sets to 1702257004
+STREAM = 0x6576616C  # ASCII "eval"; a run's streams start with its seed, so only seed 1702257004 would clash
 HEIGHT, WIDTH, MAX_FRAMES = 240, 320, 250  # a GIF of 1 MB or less [ours]
 PLAIN = {"shadow": False, "reflection": False}  # without a GPU these two take 60 % of the drawing time
 
@@ -42,7 +42,7 @@ class Args:
     episodes: int = 20
     """noise-free episodes to score each snapshot on; 0 only films"""
     seed: int = 1
-    """names the episodes' start states; snapshots with the same seed get the same ones"""
+    """seed of the start states; the same seed gives every snapshot the same ones"""
     num_workers: int = 2
     """processes that run the episodes, 0 for none; the score doesn't depend on it"""
     video: Path | None = None
@@ -50,7 +50,7 @@ class Args:
 
 
 def find_snapshot(path: Path) -> Path:
-    """The snapshot at `path`: the file itself, a cycle's, or that of a run's last cycle. UserError if there is none."""
+    """The snapshot at `path`: a file, a cycle's, or that of a run's last cycle. Raises UserError if there is none."""
     if not path.is_dir():
         return path
     cycles = sorted(path.glob("cycle_*/snapshot.pt"), key=lambda found: int(found.parent.name[6:]))
@@ -68,7 +68,7 @@ def score(snapshot: snapshots.Snapshot, episodes: int, seed: int, num_workers: i
 
 
 def check_can_film(env_id: str) -> None:
-    """Raise UserError if the task is none of dm_control's, or nothing draws on this machine."""
+    """Raise UserError if the task isn't dm_control's, or no renderer works on this machine."""
     _with_renderer(env_id, "draw_start", env_id)
 
 
@@ -87,9 +87,9 @@ def film(paths: Sequence[Path], output: Path, seed: int = 1) -> None:
 
 
 def _with_renderer(env_id: str, function: str, *words: str) -> None:
-    """Call a function of this file in a process that draws: with the renderer that you set, else EGL, else OSMesa.
+    """Call a function of this file in a new process with a renderer: the one that you set, else EGL, else OSMesa.
 
-    A process has one renderer, which dm_control picks when it is imported; this one has none.
+    dm_control picks a process's only renderer at import, and this process has none.
     """
     if not envs.is_suite(env_id):
         raise UserError(f"no video: {env_id} isn't a task of dm_control's, and only those are drawn.")
@@ -108,11 +108,11 @@ def _with_renderer(env_id: str, function: str, *words: str) -> None:
 
 
 def draw_start(env_id: str) -> None:
-    """Draw the start of an episode with this process's renderer. Raises whatever keeps it from drawing."""
+    """Draw the start of an episode with this process's renderer. Raises what the renderer raises."""
     env = envs.SuiteEnv(env_id).dm_env
     env.reset()
     _picture(env)
-    env.close()  # left to the interpreter's exit, OSMesa's clean-up prints tracebacks
+    env.close()  # at the interpreter's exit, OSMesa's clean-up would print tracebacks
 
 
 def _picture(env: Any) -> np.ndarray:

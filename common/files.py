@@ -1,6 +1,6 @@
 """Files that a run reads back: written atomically, checked when read, and never able to run code.
 
-`.pt` and `.npz` files are zip archives. `torch.load` doesn't compare their checksums, so they are compared here.
+`.pt` and `.npz` files are zip archives. `torch.load` doesn't check their checksums, so we do it here.
 """
 
 import io
@@ -25,11 +25,11 @@ RESTORE, REMAKE = "restore it from a copy, or start again in a new folder", "del
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Say in one sentence that `path` can't be written: a full disk, a quota, a folder that became read-only."""
+    """Turn an OSError (a full disk, a quota, a read-only folder) into a UserError that names `path`."""
     try:
         yield
     except OSError as error:
-        cure = "put that right and start again, a run with --resume or the same --run-dir"
+        cure = "fix that and start again; continue a run with --resume or the same --run-dir"
         raise UserError(f"{path} can't be written ({error.strerror}); {cure}.") from error
 
 
@@ -51,16 +51,16 @@ def lock(path: Path) -> filelock.BaseFileLock:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what a SIGKILL left of `write_atomically`. Call it only while you hold the folder's lock."""
+    """Remove files that a killed `write_atomically` left. Call it only while you hold the folder's lock."""
     for path in folder.glob(".*.tmp"):
         path.unlink()
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that `path` never holds a part of it, even if the machine stops.
+    """Write a file so that `path` never holds a part of it, even if the machine crashes.
 
     Raises:
-        UserError: it can't be written; `path` is as it was.
+        UserError: the file can't be written; `path` is unchanged.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     with writing(path):
@@ -77,10 +77,10 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def read(path: Path, what: str, cure: str, parse: Callable[[io.BytesIO], Any]) -> Any:
-    """What `parse` makes of a file's content. In errors, `what` names the file's role and `cure` what to do.
+    """Read a file and return `parse(content)`. Errors say `what` the file is, and the `cure`.
 
     Raises:
-        UserError: the file is missing, or damaged: `parse` raises what it will.
+        UserError: the file is missing, or damaged, so that `parse` raises anything.
     """
     try:
         content = io.BytesIO(Path(path).read_bytes())
@@ -89,13 +89,13 @@ def read(path: Path, what: str, cure: str, parse: Callable[[io.BytesIO], Any]) -
     try:
         return parse(content)
     except Exception as error:
-        code = isinstance(error, pickle.UnpicklingError)  # torch's advice is to switch this check off
+        code = isinstance(error, pickle.UnpicklingError)  # torch's message advises to switch this check off
         reason = "it isn't plain data" if code else str(error).partition("\n")[0] or repr(error)
         raise UserError(f"{what} {path} is damaged ({reason}); {cure}.") from error
 
 
 def _whole(content: io.BytesIO) -> io.BytesIO:
-    """A zip archive, once all its parts have turned out to have the right checksum."""
+    """Check all checksums of a zip archive, and return it."""
     if bad := zipfile.ZipFile(content).testzip():
         raise ValueError(f"the checksum of {bad} is wrong")
     content.seek(0)

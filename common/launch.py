@@ -1,6 +1,6 @@
-"""The command line, how a run ends before its end (a user's mistake, a signal), and the device.
+"""The command line, early ends of a run (user errors and signals), and the device.
 
-The types of a script's flags say which numbers they take, so a flag is checked where it is written:
+The type of a script's flag says which numbers it takes, so you state the check where you define the flag:
 `sigma: NonNegativeFloat = 0.3`.
 """
 
@@ -45,7 +45,7 @@ PositiveFraction = Annotated[float, pydantic.Field(gt=0, le=1)]
 
 @dataclass
 class RunArgs:
-    """The flags that have no part in the algorithm. Each help text ends with the source of its default."""
+    """The flags that aren't part of the algorithm. Each help text ends with the source of its default."""
 
     demo_dir: str = "demos"
     """folder where demonstrations are cached [ours]"""
@@ -60,15 +60,15 @@ class RunArgs:
     checkpoint_every: PositiveInt = 5_000
     """steps between checkpoints inside a cycle [ours]"""
     pretrained: str | None = None
-    """folder of a run whose clone and critic to start from instead of making the same ones again [ours]"""
+    """folder of a run; start from its clone and critic instead of training the same ones again [ours]"""
     run_dir: str | None = None
-    """the run's folder: started there, or continued if it holds a run; default runs/... [ours]"""
+    """folder of the run; continues it if there is one; default runs/... [ours]"""
     resume: str | None = None
     """folder of a run to continue exactly, with its own flags [ours]"""
     num_workers: NonNegativeInt = 2
     """processes for deployment and evaluation, 0 for none; the data is the same for any number [ours]"""
     torch_threads: PositiveInt = 1
-    """threads of the learner; another number changes the last bits [ours]"""
+    """CPU threads of the learner; another number changes the last bits [ours]"""
     torch_deterministic: bool = True
     """use deterministic algorithms only [CleanRL]"""
     cuda: bool = True
@@ -86,7 +86,7 @@ class RunArgs:
 
 
 INHERITED = {field.name for field in dataclasses.fields(RunArgs)}
-# Inherited flags that don't change a run's result, so they may change when it is continued.
+# Inherited flags that don't change a run's result, so you may change them when you resume it.
 FREE_FLAGS = INHERITED - {
     "deploy", "annotate", "annotate_fraction", "keep_every", "torch_threads", "compile", "cuda", "torch_deterministic",
 }  # fmt: skip
@@ -95,10 +95,10 @@ CYCLES_AND_BUDGET = {"num_cycles", "scale", "actor_steps", "learner_steps", "sam
 
 
 def checked(args: Any) -> Any:
-    """A copy of the flags with plain Python values and absolute paths of the user's own files.
+    """A copy of the flags with plain Python values and absolute paths to your own files.
 
     Raises:
-        UserError: a value isn't what its flag's type says.
+        UserError: a value doesn't fit its flag's type.
     """
     args = copy.copy(args)
     for name, hint in typing.get_type_hints(type(args), include_extras=True).items():
@@ -129,7 +129,7 @@ def setup(args: Any, resolve: Callable, needs: str) -> tuple[Any, EnvSpec, torch
     env = envs.spec(args.env_id)
     args = resolve(args, env)
     if not env.simulated and args.deploy == "here":
-        raise UserError(f"--env-id {args.env_id} can't be simulated: --deploy elsewhere.")
+        raise UserError(f"--env-id {args.env_id} can't be simulated: use --deploy elsewhere.")
     if args.annotate == "elsewhere" and needs != "actions":
         raise UserError("--annotate elsewhere is for methods that need the teacher's actions.")
     if args.annotate == "here" and args.annotate_fraction < 1:
@@ -140,17 +140,17 @@ def setup(args: Any, resolve: Callable, needs: str) -> tuple[Any, EnvSpec, torch
 
 
 def run_name(args: Any, env: EnvSpec, method: Callable[[Any], str], resolve: Callable) -> str:
-    """The method's name and, behind commas, each flag that it doesn't say and that isn't the default.
+    """The method's name and, after commas, each flag that isn't at its default and that the name doesn't cover.
 
-    A flag's default is what the script resolves at the same task, teacher, seed, cycles and budget. Inherited flags and
-    those that only measure (`eval_*`, `report_*`) are left out.
+    A flag's default is what the script resolves for the same task, teacher, seed, cycles and budget. The name leaves
+    out inherited flags and those that only measure (`eval_*`, `report_*`).
     """
     base, name = method(args), method(args)
     fields = {field.name: field.default for field in dataclasses.fields(args)}
     setting = {"env_id", "teacher", "seed", "num_cycles", "scale", "actor_steps", "learner_steps"}
     said = {flag for flag, default in fields.items() if method(dataclasses.replace(args, **{flag: default})) != base}
     if "method" in fields:
-        said.add("method")  # the default method's name, too, says it
+        said.add("method")  # the name covers it even at its default
     same = {flag: getattr(args, flag) for flag in (setting | said) & fields.keys()}
     default = resolve(type(args)(**same), env)
     measuring = {flag for flag in fields if flag.startswith(("eval_", "report_"))}
@@ -163,7 +163,7 @@ def run_name(args: Any, env: EnvSpec, method: Callable[[Any], str], resolve: Cal
 
 
 def difference(mine: Any, other: dict[str, Any], may_differ: typing.Collection[str]) -> tuple[str, Any, Any] | None:
-    """The first flag of `mine` that is another in `other`, which must have it: its name, mine, theirs."""
+    """The first flag that differs between `mine` and `other`, if both have it: its name, mine, theirs."""
     for name, value in dataclasses.asdict(mine).items():
         if name not in may_differ and other.get(name, value) != value:
             return "--" + name.replace("_", "-"), value, other[name]
@@ -171,7 +171,7 @@ def difference(mine: Any, other: dict[str, Any], may_differ: typing.Collection[s
 
 
 def command(args: Any, script: str) -> str:
-    """What starts this run again from nothing: its task and the flags that aren't the default, but no run's folder."""
+    """The command that repeats this run from scratch: its task and all flags that aren't defaults or a run's folder."""
     words = ["python", script]
     for field in dataclasses.fields(args):
         value, flag = getattr(args, field.name), "--" + field.name.replace("_", "-")
@@ -203,7 +203,7 @@ def saved_args(args_type: type, run_dir: Path) -> Any:
 
 
 def plain_words(words: list[str], args_type: type) -> list[str]:
-    """A command line as wandb's sweeps write it, `--flag=True` and `--number=20000.0`, in tyro's form."""
+    """Convert a command line of wandb's sweeps, such as `--flag=True --number=20000.0`, to tyro's form."""
     hints, plain = typing.get_type_hints(args_type), []
     for word in words:
         flag, equals, value = word.partition("=")
@@ -227,11 +227,11 @@ def launch(args_type: type, main: Callable[[Any], Path]) -> None:
     args = parse()
     sys.stdout.reconfigure(line_buffering=True)  # a log file shows each line at once
     try:
-        if args.resume is not None:  # what isn't on the command line stays as it was
+        if args.resume is not None:  # flags that aren't on the command line keep their values
             args = parse(default=saved_args(args_type, Path(args.resume)))
             args = dataclasses.replace(args, run_dir=args.resume, resume=None)
         main(args)
-    except KeyboardInterrupt:  # before there is a run that could be saved
+    except KeyboardInterrupt:  # before there is a run to save
         sys.exit(128 + signal.SIGINT)
     except UserError as error:
         sys.exit(f"error: {error}")
@@ -244,16 +244,16 @@ def launch(args_type: type, main: Callable[[Any], Path]) -> None:
 
 
 class Interrupt:
-    """SIGINT, SIGTERM, SIGUSR1 and SIGHUP while a run lasts: a step is finished, then all is saved, then the run ends.
+    """Handles SIGINT, SIGTERM, SIGUSR1 and SIGHUP: the run finishes its step, saves everything and ends.
 
-    `message` says how to go on. As a truth value: whether a signal has arrived.
+    `message` says how to go on. The object is true once a signal has arrived.
     """
 
     def __init__(self, message: str) -> None:
         self._message, self._number, self._busy, self._handlers = message, 0, False, {}
 
     def start(self) -> None:
-        """Take over the signals: SIGHUP unless it is ignored, as under nohup, and none outside the main thread."""
+        """Handle the signals: SIGHUP unless it is ignored, as under nohup, and none outside the main thread."""
         if threading.current_thread() is not threading.main_thread():
             return
         for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP"):
@@ -262,7 +262,7 @@ class Interrupt:
                 self._handlers[number] = signal.signal(number, self._on_signal)
 
     def stop(self) -> None:
-        """Give them back."""
+        """Restore the previous handlers."""
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
 
@@ -276,7 +276,7 @@ class Interrupt:
 
     @contextlib.contextmanager
     def later(self) -> Iterator[None]:
-        """Inside the block a first signal waits: a step or a file is finished before the run ends."""
+        """Inside the block, only remember a first signal, so that the run finishes a step or a file before it ends."""
         before, self._busy = self._busy, True
         try:
             yield
@@ -285,7 +285,7 @@ class Interrupt:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         again, self._number = bool(self), number
-        if again or not self._busy:  # else `check` is called in a moment; what isn't saved is made again
+        if again or not self._busy:  # else the run itself calls `check` after its step
             self.check()
 
 
@@ -312,9 +312,9 @@ def configure_torch(args: Any) -> torch.device:
 
 
 def compiled(function: Callable, device: torch.device) -> Callable:
-    """`torch.compile` a whole update: no graph break, autograd inside, CUDA graphs on a GPU, and never compiled anew.
+    """`torch.compile` a whole update as one graph with autograd, never recompiled, with CUDA graphs on a GPU.
 
-    The first call prints how long compiling took. It raises UserError if there is no whole graph.
+    The first call prints the compile time. It raises UserError if the update can't be one graph.
     """
     torch._dynamo.reset()
     torch._dynamo.config.error_on_recompile = True
@@ -330,7 +330,7 @@ def compiled(function: Callable, device: torch.device) -> Callable:
         first, began = False, time.monotonic()
         try:
             result = update(*args)
-        except torch._dynamo.exc.TorchDynamoException as error:  # such as a teacher that reads a value
+        except torch._dynamo.exc.TorchDynamoException as error:  # such as for a teacher that reads a tensor's value
             reason = str(error).strip().partition("\n")[0]
             raise UserError(f"--compile: the update can't be compiled as one graph ({reason}).") from error
         tqdm.write(f"compiling the update took {time.monotonic() - began:.0f} s")

@@ -1,8 +1,8 @@
-"""metrics.jsonl: one JSON object for each log point, in order; wandb and, without a terminal, the screen mirror it.
+"""metrics.jsonl has one JSON object per log point, in order. wandb and, without a terminal, the screen mirror it.
 
     python -m common.metrics RUN_DIR
 
-sends a run to wandb that wasn't tracked, or that wandb lost a part of.
+sends wandb a run that wasn't tracked, or the lines of a run that wandb lacks.
 """
 
 import collections
@@ -25,7 +25,7 @@ CLOCKS = ("cycle", "actor_step", "learner_step", "pretrain_step", "wall_s")
 
 
 def first_lines(path: Path, number: int) -> bytes:
-    """The first lines of a metrics file. Raises UserError if it has fewer."""
+    """The first `number` lines of a metrics file. Raises UserError if it has fewer."""
     lines = path.read_bytes().splitlines(keepends=True)[:number] if path.exists() else []
     if sum(line.endswith(b"\n") for line in lines) < number:
         raise UserError(f"{path} has lost lines that its run wrote; {files.RESTORE}.")
@@ -33,18 +33,18 @@ def first_lines(path: Path, number: int) -> bytes:
 
 
 class Metrics:
-    """The file, and the lines that still wait for their evaluation.
+    """The open file, and the lines that still wait for their evaluation.
 
     Attributes:
-        lines: how many have been written; wandb's step is the line's number.
-        last_return: of the newest evaluation.
+        lines: how many lines have been written; a line's number is its step in wandb.
+        last_return: the newest evaluation's return, None before the first.
     """
 
     def __init__(self, path: Path, lines: int) -> None:
-        """Open `path` for appending, cut back to the `lines` that a checkpoint knows.
+        """Open `path` for appending, cut to the number of `lines` that the checkpoint holds.
 
         Raises:
-            UserError: it has fewer, or can't be written.
+            UserError: the file has fewer lines, or can't be written.
         """
         self._path, self.lines, self._wandb = path, lines, None
         self._waiting: collections.deque[tuple[dict[str, Any], Pending | None]] = collections.deque()
@@ -55,7 +55,7 @@ class Metrics:
             self._file.truncate(len(content))
 
     def add(self, clock: dict[str, Any], values: dict[str, Any], evaluation: Pending | None = None) -> None:
-        """Write a line once its evaluation is there, and those before it are written.
+        """Write a line as soon as its evaluation is done and all earlier lines are written.
 
         Args:
             values: 0-dim tensors and numbers under any keys; None is left out.
@@ -71,14 +71,14 @@ class Metrics:
         if bad := [name for name, value in line.items() if name.startswith("losses/") and not math.isfinite(value)]:
             step = clock.get("pretrain_step", clock["learner_step"])
             raise UserError(
-                f"{', '.join(bad)} of cycle {clock['cycle']} isn't finite at step {step}: look at the loss, the "
+                f"{', '.join(bad)} of cycle {clock['cycle']} isn't finite at step {step}: check the loss, the "
                 f"rewards and the teacher. The last good state is {self._path.parent / 'checkpoint.pt'}, if it exists."
             )
         self._waiting.append((line, evaluation))
         self.flush()
 
     def flush(self, at_most: float = math.inf) -> None:
-        """Write lines in order, as far as their evaluations are there, and until at most so many are under way."""
+        """Write the lines whose evaluations are done, in order; wait until at most `at_most` evaluations are left."""
         while self._waiting:
             line, pending = self._waiting[0]
             if pending is not None:
@@ -104,12 +104,12 @@ class Metrics:
             tqdm.write(f"cycle {line['cycle']}, {step}: {shown}")
 
     def track(self) -> None:
-        """Mirror to wandb from now on, and send what it lacks. Raises UserError where wandb can't be reached."""
+        """Start to mirror to wandb, and send what it lacks. Raises UserError if wandb can't be reached."""
         self._wandb = start_wandb(self._path.parent)
         send(self._wandb, self._path.read_bytes().splitlines())
 
     def finish_wandb(self) -> None:
-        """Send what a run ends with, if it is tracked."""
+        """Send the report of a finished run, if it is tracked."""
         if self._wandb is not None:
             send_report(self._wandb, self._path.parent, self.lines)
 
@@ -126,12 +126,12 @@ class Metrics:
 
 
 def check_login() -> None:
-    """Raise UserError if wandb would ask for a login that nobody gave."""
+    """Raise UserError if wandb would have to ask for a login."""
     import wandb
 
     if wandb.setup().settings.mode in ("online", "shared"):
         try:
-            logged_in, reason = wandb.login(prompt=False, verify=False), "nobody is logged in"
+            logged_in, reason = wandb.login(prompt=False, verify=False), "you aren't logged in"
         except wandb.Error as error:  # such as a key of the wrong length
             logged_in, reason = False, str(error)
         if not logged_in:
@@ -139,7 +139,7 @@ def check_login() -> None:
 
 
 def start_wandb(folder: Path) -> Any:
-    """wandb's run of the run in `folder`, whose id is kept there. Raises UserError if it can't start."""
+    """Start or continue wandb's run for `folder`, which keeps its id. Raises UserError if wandb can't."""
     import wandb
 
     content = files.load_json(folder / "args.json", "arguments")
@@ -162,7 +162,7 @@ def start_wandb(folder: Path) -> Any:
     }
     try:
         run = wandb.init(resume="allow", config=args | {"name": name}, **about)
-    except (wandb.Error, OSError) as error:  # no network, a wrong entity, a key that was withdrawn
+    except (wandb.Error, OSError) as error:  # no network, a wrong entity, a revoked key
         raise UserError(f"--track: {error}; set WANDB_MODE=offline, or leave the flag out.") from error
     run.define_metric("*", step_metric="learner_step")
     for key in ("losses/bc_loss", "losses/critic_evaluation_loss"):
@@ -171,7 +171,7 @@ def start_wandb(folder: Path) -> Any:
 
 
 def send(run: Any, lines: list[bytes], first: int = 0) -> None:
-    """Send the lines that wandb lacks, the file's `first` and those behind it, each with its number as wandb's step."""
+    """Send those of `lines` that wandb lacks. The first has the number `first`; a number is the step in wandb."""
     for number, line in enumerate(lines, first):
         if number >= run.step:
             run.log(json.loads(line), step=number)

@@ -1,4 +1,4 @@
-"""What a run shows while it works, and where its time goes."""
+"""Progress bars, and the time of each phase of a run."""
 
 import collections
 import time
@@ -15,7 +15,7 @@ def bar(total: int, desc: str, **options: Any) -> tqdm:
 
 
 class Stopwatch:
-    """`seconds` by phase. Every moment counts once, for the innermost block; before the first one it is `starting`."""
+    """`seconds` per phase. Time counts once, for the innermost block; outside all blocks the phase is `starting`."""
 
     def __init__(self) -> None:
         self.seconds: collections.Counter[str] = collections.Counter()
@@ -23,7 +23,7 @@ class Stopwatch:
 
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:
-        """Add the time inside the block to a phase, and not to that of the block around it."""
+        """Add the block's time to `phase`, and not to the phase of an enclosing block."""
         outer = self._switch(phase)
         try:
             yield

@@ -1,6 +1,6 @@
 """The growing batch: whole episodes appended once per cycle, read uniformly at random, never evicted.
 
-What never changes again is computed when a batch arrives: n-step returns, their discounts and bootstrap observations,
+We compute what never changes once, when a batch arrives: n-step returns, their discounts and bootstrap observations,
 and annotations such as a teacher's actions.
 """
 
@@ -42,7 +42,7 @@ class Replay:
     def __init__(
         self, capacity: int, obs_size: int, action_size: int, n_step: int, gamma: float, device: torch.device
     ) -> None:
-        """Reserve room for `capacity` transitions; on a CPU, untouched memory is free."""
+        """Allocate `capacity` transitions; on a CPU, untouched memory costs nothing."""
         self._n_step, self._gamma, self._capacity, self._device = n_step, gamma, capacity, device
         shapes = {"obs": (obs_size,), "next_obs": (obs_size,), "action": (action_size,)}
         shapes |= {"n_step_return": (), "n_step_discount": ()}
@@ -57,7 +57,7 @@ class Replay:
         """Add one batch of episodes.
 
         Args:
-            annotations: columns that come with it, (steps of the batch, size) each, which `annotate` then needn't make.
+            annotations: columns that come with the batch, (steps, size) each; `annotate` skips them.
 
         Raises:
             ValueError: the batch is empty or doesn't fit.
@@ -80,7 +80,7 @@ class Replay:
         self._ends.append(end)
 
     def annotate(self, name: str, function: Callable[[torch.Tensor], torch.Tensor], batches: str = "new") -> None:
-        """Add or renew the column `function(obs)`, asked in chunks of at most 4096 rows that never span batches.
+        """Compute the column `function(obs)`, in chunks of at most 4096 rows that never span batches.
 
         Args:
             function: obs (B, obs_size) -> (B, size), the same size each time.
@@ -100,13 +100,13 @@ class Replay:
                 done.add(batch)
 
     def _column(self, name: str, size: int) -> torch.Tensor:
-        """The column `name`, made if there is none yet."""
+        """The column `name`, allocated at its first use."""
         if name not in self._columns:
             self._columns[name] = torch.empty(self._capacity, size, device=self._device)
         return self._columns[name]
 
     def sample(self, batch_size: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
-        """Draw transitions uniformly with replacement, with no wait for the device.
+        """Draw transitions uniformly with replacement, without a GPU synchronisation.
 
         Returns:
             obs, next_obs (B, obs_size), action (B, action_size), n_step_return, n_step_discount (B,), and the

@@ -16,9 +16,9 @@ import numpy as np
 from common import files
 from common.rollouts import unpack
 
-DIP_EVALUATIONS = 10  # consecutive noise-free evaluations whose mean counts as a level [ours: one episode is too noisy]
+DIP_EVALUATIONS = 10  # consecutive evaluations in a dip's moving mean [ours: one episode is too noisy]
 RESAMPLES = 10_000  # of a bootstrap [ours]
-MAX_CYCLE_LINES = 20  # more cycles than this are too close together in the picture to be told apart [ours]
+MAX_CYCLE_LINES = 20  # more cycles would be too close together in the picture [ours]
 
 
 def resampled_means(values: np.ndarray, seed: int = 0) -> np.ndarray:
@@ -40,7 +40,7 @@ def summarise(returns: np.ndarray) -> dict[str, Any]:
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The lines of a `metrics.jsonl`. Raises UserError if it is missing, or damaged in a line, which is named."""
+    """The lines of a `metrics.jsonl`. Raises UserError if it is missing, or damaged; the message names the line."""
     return files.read(path, "metrics", files.RESTORE, lambda lines: json.loads(b"[" + b",".join(lines) + b"]"))
 
 
@@ -79,10 +79,10 @@ def dip(steps: np.ndarray, returns: np.ndarray, clone_mean: float) -> dict[str, 
 
 
 def falls(returns: list[np.ndarray], paired: bool) -> dict[str, int]:
-    """Falls between consecutive cycles, from their returns R_k (n,), `paired` where they are of the same n start seeds.
+    """Falls between consecutive cycles with returns R_k (n,), `paired` if all cycles have the same n start seeds.
 
     count = #{k: mean(R_k) < mean(R_{k-1})}; significant = #{k: the 95 % bootstrap interval of mean(R_k) - mean(R_{k-1})
-    lies entirely below 0}. Returns that aren't paired are resampled by themselves.
+    lies entirely below 0}. Unpaired returns are resampled independently.
     """
     pairs = list(itertools.pairwise(returns))
     changes = [resampled_means(b - a) if paired else resampled_means(b, 1) - resampled_means(a) for a, b in pairs]
@@ -102,22 +102,22 @@ def _read_evaluations(run_dir: Path) -> dict[int, tuple[int, np.ndarray]]:
 def _read_deployed(run_dir: Path) -> dict[int, list[float]]:
     """Returns of the episodes that each cycle deployed, in order."""
     paths = {int(path.parent.name[6:]): path for path in run_dir.glob("cycle_*/batch.npz")}
-    paths.pop(0, None)  # demonstrations of a teacher of your own
+    paths.pop(0, None)  # it has the demonstrations of your own teacher
     episodes = {cycle: unpack(files.load_arrays(paths[cycle], "batch")) for cycle in sorted(paths)}
     return {cycle: [episode.episodic_return for episode in of_cycle] for cycle, of_cycle in episodes.items()}
 
 
 def make_report(run_dir: Path, queries: dict[str, int], seconds: dict[str, float]) -> dict[str, Any]:
-    """Compute everything that `report.json` says from the raw files of a run folder, write it and return it.
+    """Compute `report.json` from the raw files of a run folder, write it and return it.
 
-    regret = sum over deployed episodes of (teacher's mean return - episodic return); `dip` and `falls` as those
-    functions say. Without a simulator nothing is evaluated: returns and falls are then those of deployments, and the
-    teacher's return is that of its recorded episodes. With thousands of cycles only some are kept; the deployed
-    episodes of a kept cycle are then all those since the kept cycle before it.
+    regret = sum over deployed episodes of (teacher's mean return - episodic return). The functions of the same name
+    define `dip` and `falls`. Without a simulator there are no evaluations: returns and falls then come from
+    deployments, and the teacher's return from its recorded episodes. If a run keeps only some cycles, the deployed
+    episodes of a kept cycle are all those since the kept cycle before it.
 
     Args:
-        queries: how much the teacher was asked, by what; lines of metrics, `teacher/..._queries`, say the rest.
-        seconds: by phase.
+        queries: number of teacher queries by purpose; the metrics `teacher/..._queries` hold the others.
+        seconds: seconds per phase.
 
     Raises:
         UserError: a raw file is missing or damaged.
@@ -178,11 +178,11 @@ def make_report(run_dir: Path, queries: dict[str, int], seconds: dict[str, float
 
 @contextmanager
 def plain_figure(**size: Any) -> Iterator[Any]:
-    """A matplotlib `Figure` in the look of this project, whatever MPLBACKEND or a matplotlibrc say; draw it inside.
+    """A matplotlib `Figure` in this project's style, whatever MPLBACKEND or a matplotlibrc says; draw inside the block.
 
-    It is no window's and no notebook's: pyplot and its back ends stay as they are. Arguments are `Figure`'s.
+    It leaves pyplot and its back ends alone. Arguments are those of `Figure`.
     """
-    backend = os.environ.pop("MPLBACKEND", None)  # the import fails on a notebook's that isn't installed here
+    backend = os.environ.pop("MPLBACKEND", None)  # the import fails on a notebook's back end that isn't installed
     try:
         import matplotlib.figure  # here, because it is slow to import and a run draws once
         import matplotlib.style
@@ -194,11 +194,11 @@ def plain_figure(**size: Any) -> Iterator[Any]:
 
 
 def draw_learning_curve(run_dir: Path) -> Path | None:
-    """Draw the run of a folder that has its `report.json`, and return the path of the picture, `learning_curve.png`.
+    """Draw `learning_curve.png` for a run folder with a `report.json`, and return its path.
 
-    Drawn are noise-free evaluations against learner steps, their mean of 10 at the last of the ten, as `dip` counts it,
-    the deployed returns at the step where their cycle starts, and the means of teacher and clone. Where matplotlib
-    fails, that is said on stderr, and None is returned: the run is finished.
+    The picture shows noise-free evaluations against learner steps, their moving mean over 10 as in `dip`, the deployed
+    returns at the step where their cycle starts, and the mean returns of teacher and clone. If matplotlib fails, print
+    that on stderr and return None, because the run is finished all the same.
     """
     report = files.load_json(run_dir / "report.json", "report")
     steps, returns = curve(read_metrics(run_dir / "metrics.jsonl"))
@@ -215,7 +215,7 @@ def draw_learning_curve(run_dir: Path) -> Path | None:
 
 
 def _draw(figure: Any, report: dict[str, Any], steps: np.ndarray, returns: np.ndarray) -> None:
-    """Draw what `draw_learning_curve` says."""
+    """Draw what `draw_learning_curve` describes."""
     kept = [cycle for cycle in report["cycles"] if cycle["learner_step"] is not None]
     ends = [0] + [cycle["learner_step"] for cycle in kept]
     last, few = max([1, *steps.tolist(), *ends]), not kept or kept[-1]["cycle"] <= MAX_CYCLE_LINES
@@ -237,7 +237,7 @@ def _draw(figure: Any, report: dict[str, Any], steps: np.ndarray, returns: np.nd
         dashes = (5 if who == "clone" else 0, (5, 5))
         axes.axhline(level, color=colours[who], linestyle=dashes, linewidth=1)
     low, high = axes.get_ylim()
-    room = 0.02 * (high - min(low, 0))  # a curve at 0 is seen above the axis
+    room = 0.02 * (high - min(low, 0))  # keeps a curve at 0 visible above the axis
     axes.set(xlim=(-0.015 * last, last), ylim=(-room if returns.min(initial=0) >= 0 else low, high))
     gap = 0.05 * np.diff(axes.get_ylim()).item()  # the height of a label
     push = max(0.0, gap - (levels[-1][0] - levels[0][0])) / 2 if len(levels) == 2 else 0.0

@@ -1,9 +1,9 @@
 """Whole episodes with a fixed policy, as a pure function of (environment, policy, noise, seeds).
 
-Episode i of a stream is seeded by (stream, i) alone. The ten episodes with the same i // 10 form a block: they are
-stepped in lockstep with one forward pass of always ten rows on one thread. Matrix products round differently for other
-row counts and thread counts, so the fixed block makes the data bit-identical in this process, in any number of workers,
-and on a cluster of the same machine type. A block whose worker is lost is run again.
+Only (stream, i) seeds episode i of a stream. The ten episodes with the same i // 10 form a block: they step in
+lockstep, and each forward pass has ten rows and runs on one thread. Matrix products round differently for other row
+and thread counts, so fixed blocks make the data bit-identical in this process, in any number of workers, and on a
+cluster of the same machine type. If a worker is lost, its block runs again.
 """
 
 import functools
@@ -18,7 +18,7 @@ from common import UserError
 from common.envs import Env, EnvSpec, make, spec
 
 BLOCK = 10  # episodes stepped in lockstep [ours: a forward pass costs the same for 1 and for 10 rows]
-# A run's streams: of episodes (demonstrations have their teacher's hash instead) and of random numbers.
+# A run's random streams. Demonstrations use their teacher's hash instead.
 DEPLOY, EVALUATE, REPORT, WEIGHTS, SAMPLING, ANNOTATE = 1, 2, 3, 4, 5, 6
 
 Actor = Callable[[torch.Tensor], torch.Tensor]  # obs (B, obs_size) -> action (B, action_size) in [-1, 1]
@@ -112,7 +112,7 @@ def run_block(env_id: str, actor: Actor, sigma: float, stream: tuple[int, ...], 
     Raises:
         UserError: the actor returned a wrong shape, NaN or actions out of bounds, or the environment returned NaN.
     """
-    torch.set_flush_denormal(True)  # everywhere or nowhere: a network's last bits depend on it
+    torch.set_flush_denormal(True)  # as in the learner: a network's last bits depend on it
     env_spec, rows = spec(env_id), [i % BLOCK for i in indices]
     length, action_size = env_spec.episode_length, env_spec.action_size
     envs = [_envs(env_id)[row] for row in rows]
@@ -151,7 +151,7 @@ def run_block(env_id: str, actor: Actor, sigma: float, stream: tuple[int, ...], 
 
 
 def check_action(action: torch.Tensor, name: str) -> torch.Tensor:
-    """The action, (B, action_size). Raises UserError, with the name of whose it is, if it isn't within [-1, 1]."""
+    """Return the action, (B, action_size). Raises UserError with `name` if it isn't within [-1, 1]."""
     largest = action.abs().max().item()
     if not largest <= 1 + 1e-6:  # also true for NaN
         raise UserError(f"{name} returned entries of size {largest}, expected them in [-1, 1].")
@@ -159,7 +159,7 @@ def check_action(action: torch.Tensor, name: str) -> torch.Tensor:
 
 
 def _act(actor: Actor, obs: np.ndarray, env: EnvSpec) -> np.ndarray:
-    """Ask the actor about ten observations; name it when it returns nonsense."""
+    """The actor's actions for ten observations. Raises UserError with the actor's name if they are invalid."""
     if not np.isfinite(obs).all():
         raise UserError(f"{env.env_id} returned an observation that isn't finite: {obs[~np.isfinite(obs).all(1)]}.")
     action, name = actor(torch.from_numpy(obs)), type(getattr(actor, "__self__", actor)).__name__

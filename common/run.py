@@ -1,8 +1,7 @@
-"""Run: all that a script asks of its run folder. A run may be killed at any moment and goes on to the same end, bit for
-bit.
+"""One run and its folder. You can kill a run at any moment and resume it: it ends the same, bit for bit.
 
-A checkpoint holds (cycle, step): `restore` brings everything back to it, `steps` counts on from it, and what was done
-after it is done again, from the same seeds.
+A checkpoint belongs to a (cycle, step). `restore` brings everything back to it, `steps` counts on from it, and the run
+repeats what it had done after it, from the same seeds.
 """
 
 import contextlib
@@ -98,7 +97,7 @@ class Run:
             raise
 
     def _make_folder(self) -> Path:
-        """The folder, made if there is none."""
+        """Make the folder if there is none, and return it."""
         if self.args.run_dir is not None:
             path = Path(self.args.run_dir)
             with files.writing(path):
@@ -112,7 +111,7 @@ class Run:
                 return path
 
     def _begin(self) -> None:
-        """Read or write what the folder says of the run, and start the metrics file, wandb and the workers."""
+        """Read or write the folder's description of the run, and start the metrics file, wandb and the workers."""
         args, path, checkpoint = self.args, self.dir / "args.json", self.dir / CHECKPOINT
         self._content = {"script": self._script.name, "name": self.name}
         self._content["teacher_sha256"] = None if self.teacher is None else self.teacher.sha256
@@ -120,12 +119,12 @@ class Run:
         device = launch.learner_device(args)
         device_name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
         is_new = not path.exists()
-        if is_new:  # a start that was cut off leaves two of its files
+        if is_new:  # an interrupted start may leave these two files
             known = {self._script.name, "versions.json"}
             if any(file.name not in known and not file.name.startswith(".") for file in self.dir.iterdir()):
                 raise UserError(f"--run-dir {self.dir} is neither empty nor a run.")
         else:
-            launch.saved_args(type(args), self.dir)  # of this script
+            launch.saved_args(type(args), self.dir)  # refuses another script's run
             self._refuse_another(self.dir, launch.FREE_FLAGS)
             self._note_changes()
             for folder in (self.dir, *self.dir.glob("cycle_*")):
@@ -135,7 +134,7 @@ class Run:
         if is_new:
             files.write_atomically(self.dir / self._script.name, self._script.read_bytes())
             files.save_json(self.dir / "versions.json", versions(self._script) | {"device": device_name, "changes": []})
-            files.save_json(path, self._content | {"args": dataclasses.asdict(args)})  # from now on it holds a run
+            files.save_json(path, self._content | {"args": dataclasses.asdict(args)})  # last: a folder with it is a run
             tqdm.write(f"new run {self.dir}, learning on {device_name}")
         for file, data in (take_over or {}).items():
             files.write_atomically(self.dir / file, data)
@@ -149,9 +148,9 @@ class Run:
         self._interrupt = launch.Interrupt(f"go on with: {again}")
 
     def _refuse_another(self, folder: Path, may_differ: set[str]) -> None:
-        """Raise UserError if the run in `folder` has another flag, task or teacher than this one."""
+        """Raise UserError if a flag, task or teacher of the run in `folder` differs from this one's."""
         other = files.load_json(folder / "args.json", "arguments")
-        # Of your own files the content counts, not the path.
+        # Your own files are compared by content, not by path.
         mine, theirs = (
             {"env_id": content["env"], "teacher": f"of SHA-256 {content['teacher_sha256']}"}
             for content in (self._content, other)
@@ -161,7 +160,7 @@ class Run:
             raise UserError(f"{folder} was started with {flag} {before}, not {now}; start in a new folder.")
 
     def _note_changes(self) -> None:
-        """Say and write down which code and packages have changed since the run was started."""
+        """Print and record which code and packages have changed since the run was started."""
         path, now = self.dir / "versions.json", versions(self._script)
         before = files.load_json(path, "versions")
         known, changes = {name: before[name] for name in before if name not in ("device", "changes")}, before["changes"]
@@ -171,12 +170,12 @@ class Run:
             files.save_json(path, before | now | {"changes": [*changes, changed]})
 
     def _check_pretrained(self) -> dict[str, bytes]:
-        """What cycle 0 of the run that `--pretrained` names has left: files, the checkpoint last.
+        """The content of each file that cycle 0 left in the run that `--pretrained` names; the checkpoint comes last.
 
-        All flags that both runs have must agree, but for the inherited ones, cycles and budget.
+        All flags that both runs have must agree, except the inherited ones, cycles and budget.
 
         Raises:
-            UserError: its pre-training isn't finished, or isn't what these flags and this teacher would make.
+            UserError: its pre-training isn't finished, or these flags and this teacher would give another one.
         """
         source = Path(self.args.pretrained)
         checkpoint = source / "cycle_0000" / CHECKPOINT
@@ -197,16 +196,16 @@ class Run:
         self._interrupt.stop()
         self._workers.close()
         failed = kind is not None and not issubclass(kind, Waiting)
-        with contextlib.suppress(OSError):  # of a full disk, which was reported when a line was written
+        with contextlib.suppress(OSError):  # a full disk, which the run has already reported
             self._metrics.close(int(failed), preempted=failed and issubclass(kind, Interrupted))
         self._lock.release()
 
     # ---- restore, count, save
 
     def restore(self, agent: Any, replay: Replay) -> None:
-        """Bring the agent, all generators, `cycle` and `step` to where a continued run was ended.
+        """Restore the agent, all generators, `cycle` and `step` from a resumed run's checkpoint.
 
-        The batches of past cycles are read back into the replay. A new run stays as it is: cycle 0, step 0.
+        The replay gets the batches of past cycles back. A new run stays as it is: cycle 0, step 0.
 
         Args:
             agent: its attributes are modules, optimisers and `torch.Generator`s; a checkpoint holds all of them.
@@ -219,15 +218,15 @@ class Run:
             if isinstance(part, torch.Generator) and len(mine) != len(part.get_state()):
                 raise UserError(
                     f"{self.dir} was learned on another kind of device than {part.device.type}, whose random numbers "
-                    "differ: continue it where there is one like it."
+                    "differ: continue it on a machine that has one."
                 )
             part.set_state(mine) if isinstance(part, torch.Generator) else part.load_state_dict(mine)
         torch.set_rng_state(self._saved["state"]["torch"])
         if len(self._saved["state"]["cuda"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all(self._saved["state"]["cuda"])
         self.cycle, self.step = self._saved["cycle"], self._saved["step"]
-        self._stopwatch.seconds.update(self._saved["seconds"])  # adds to what has been since
-        self._saved = None  # it is as large as the networks and their optimisers
+        self._stopwatch.seconds.update(self._saved["seconds"])  # adds to this process's times
+        self._saved = None  # frees as much memory as the networks and their optimisers take
         for cycle in range(1, self.cycle):
             episodes = rollouts.unpack(files.load_arrays(self.cycle_dir(cycle) / "batch.npz", "batch"))
             replay.append(episodes, self._annotations(cycle, episodes, None))
@@ -235,7 +234,7 @@ class Run:
         tqdm.write(f"continuing {self.dir} in cycle {self.cycle} at step {self.step}")
 
     def steps(self, first: int, last: int, desc: str) -> Iterator[int]:
-        """Count the steps of this cycle from `first`, or from `step` in a continued run, to `last` - 1.
+        """Count the steps of this cycle from `first`, or from `step` in a resumed run, to `last` - 1.
 
         Shows a progress bar, adds the time to the phase `desc`, saves checkpoints, and stops on a signal.
         """
@@ -255,7 +254,7 @@ class Run:
     def end_cycle(self, policy: torch.nn.Module, critic: torch.nn.Module) -> None:
         """End this cycle: score and keep its policy, and save a checkpoint at the start of the next.
 
-        With `--keep-every` above 1 only some cycles, and always the first and the last, do so.
+        With `--keep-every` above 1 only some cycles do so, always including the first and the last.
         """
         self._check_finite()
         kept = self._kept(self.cycle)
@@ -286,11 +285,11 @@ class Run:
         self._interrupt.check()
 
     def _check_finite(self) -> None:
-        """Raise UserError if a network has parameters that aren't finite: NaN stays NaN, so nothing is missed."""
+        """Raise UserError if a network has parameters that aren't finite. NaN stays NaN, so a late check finds it."""
         for name, part in self._parts.items():
             if isinstance(part, torch.nn.Module) and not all(p.isfinite().all() for p in part.parameters()):
                 raise UserError(
-                    f"{name} has parameters that aren't finite in cycle {self.cycle} at step {self.step}: look at the "
+                    f"{name} has parameters that aren't finite in cycle {self.cycle} at step {self.step}: check the "
                     f"loss, the rewards and teacher {self.args.teacher}. The last good state is "
                     f"{self.dir / CHECKPOINT}, if it exists."
                 )
@@ -298,14 +297,14 @@ class Run:
     # ---- episodes
 
     def cycle_dir(self, cycle: int) -> Path:
-        """Where batch, policy and evaluation of a cycle are."""
+        """The folder of a cycle's batch, policy and evaluation."""
         return self.dir / f"cycle_{cycle:04d}"
 
     def demonstrations(self) -> tuple[list[Episode], dict[str, np.ndarray]]:
-        """The teacher's episodes, and what is known of them.
+        """The teacher's episodes, and annotations that come with them.
 
-        A snapshot's are cached in `--demo-dir`, those of your own class kept as `cycle_0000/batch.npz`. What is known
-        of recorded episodes is `teacher_action`, what was meant, (their steps, action_size); others can be asked.
+        A snapshot's are cached in `--demo-dir`, your own class's in `cycle_0000/batch.npz`. Recorded episodes come with
+        `teacher_action` (steps, action_size), their actions before noise; we ask the other teachers for them.
         """
         with self.timed("demonstrations"):
             arguments = self.teacher, self.env, self.args.demo_episodes, self.args.demo_sigma, Path(self.args.demo_dir)
@@ -319,8 +318,8 @@ class Run:
         return episodes, {}
 
     def score_teacher(self) -> dict[str, float]:
-        """Metrics of the teacher: its mean noise-free return on the report's start seeds, or that of its recorded
-        episodes, kept in `teacher.json`; and how often its demonstrations asked it, once to act and once for a*.
+        """The teacher's metrics: its mean noise-free return on the report's start seeds, or that of its recorded
+        episodes, kept in `teacher.json`; and the queries of its demonstrations: each step needs an action and an a*.
         """
         path = self.dir / "teacher.json"
         if isinstance(self.teacher, teachers.Recorded):
@@ -334,11 +333,11 @@ class Run:
     ) -> tuple[list[Episode], dict[str, np.ndarray]]:
         """Run whole episodes with a fixed policy until there are `actor_steps` in all, or read back this cycle's batch.
 
-        With `--deploy elsewhere` they come as a file; with `--annotate elsewhere` annotations do.
+        With `--deploy elsewhere` the episodes come from a file, with `--annotate elsewhere` the annotations.
 
         Raises:
             Waiting: a file isn't there yet.
-            UserError: the policy or the environment returned nonsense.
+            UserError: the policy or the environment returned invalid values.
         """
         missing = actor_steps - self.actor_step
 
@@ -357,7 +356,7 @@ class Run:
         return episodes, annotations
 
     def _batch(self, cycle: int, make: Callable[[], list[Episode]]) -> list[Episode]:
-        """The episodes in a cycle's folder; where there are none, they are made and written."""
+        """Read the episodes in a cycle's folder; if there are none, make and write them."""
         path = self.cycle_dir(cycle) / "batch.npz"
         if path.exists():
             return rollouts.unpack(files.load_arrays(path, "batch", files.REMAKE))
@@ -375,7 +374,7 @@ class Run:
         return elsewhere.annotated(self.cycle_dir(cycle), policy, episodes, self.env, fraction, stream)
 
     def _score(self, path: Path, actor: Actor, cycle: int, learner_step: int) -> list[float]:
-        """Noise-free returns, kept in `path`, of episodes with the same start seeds for every cycle and method."""
+        """Noise-free returns, cached in `path`; all cycles and methods get the same start seeds."""
         if not path.exists():
             with self.timed("report episodes"):
                 stream, indices = (self.args.seed, rollouts.REPORT), range(self.args.report_episodes)
@@ -403,22 +402,22 @@ class Run:
         if self.args.capture_video:
             evaluate.film([folder / "snapshot.pt"], folder / "video.gif")
 
-    # ---- what it says
+    # ---- metrics and report
 
     @property
     def _learner_step(self) -> int:
         return self.step if self.cycle > 0 else 0
 
     def log(self, step: int, values: dict[str, Any], evaluate: Actor | None = None) -> None:
-        """Write a line of metrics under any keys: 0-dim tensors or numbers; None is left out.
+        """Write a line of metrics: 0-dim tensors or numbers under any keys. None is left out.
 
         The run adds the clocks, `charts/SPS` (environment steps per second, to the first line after a deployment) and
         `charts/UPS` (updates per second, while learning).
 
         Args:
             step: learner steps so far, or in cycle 0 steps of pre-training.
-            evaluate: a policy whose noise-free return belongs into the line as `eval/episodic_return`. It is run in
-                the workers, as it is now, and the line waits for it.
+            evaluate: a policy to run without noise, for `eval/episodic_return` in this line. The workers run the policy
+                as it is now, and the line waits for them.
         """
         clock = {"cycle": self.cycle, "actor_step": self.actor_step, "learner_step": step}
         clock |= {"learner_step": 0, "pretrain_step": step} if self.cycle == 0 else {}
@@ -438,18 +437,18 @@ class Run:
             self._bar.set_postfix_str(f"return={self._metrics.last_return:.0f}")
 
     def report(self, **queries: int) -> Path:
-        """Write the report and the picture, say where everything is, and return the folder.
+        """Write the report and the picture, print where everything is, and return the folder.
 
         Args:
-            queries: how often annotations and learning asked the teacher; the lines of metrics say the rest.
+            queries: teacher queries for annotations and learning; the metrics hold the others.
         """
         with self.timed("report"):
             self._metrics.flush(at_most=0)
             if self.teacher is not None:
-                self.score_teacher()  # if that is lost
+                self.score_teacher()  # again, if the file is lost
             for cycle in filter(self._kept, range(self.args.num_cycles + 1)):
                 path = self.cycle_dir(cycle) / "evaluation.json"
-                if self.env.simulated and not path.exists():  # it is lost
+                if self.env.simulated and not path.exists():  # the file is lost
                     snapshot = snapshots.load(path.with_name("snapshot.pt"), torch.device("cpu"))
                     self._score(path, snapshot.action, cycle, snapshot.metadata["learner_step"])
             if self.args.annotate == "elsewhere":

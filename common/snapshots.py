@@ -1,7 +1,7 @@
-"""A policy and a critic as a file, and the forward pass of that format.
+"""The file format of a policy with its critic, and the format's forward pass.
 
 The format has one architecture (paper A.2: three layers of 256; Acme's LayerNorm, tanh and ELU), so that a fork with
-other networks still loads the shipped teachers. What its own networks compute is compared when they are saved.
+other networks still loads the shipped teachers. `save` checks whether the format computes what its own networks do.
 """
 
 import hashlib
@@ -14,14 +14,14 @@ import torch.nn.functional as F
 from common import UserError, files
 from common.envs import EnvSpec
 
-PROBES, TOLERANCE = 64, 1e-5  # random inputs on which live networks and the format's are compared [ours]
+PROBES, TOLERANCE = 64, 1e-5  # random inputs of that check, and the difference that it allows [ours]
 
 
 class Snapshot:
     """A trained agent, frozen: its policy and, if the file has one, its categorical critic."""
 
     def __init__(self, content: dict[str, Any], sha256: str, device: torch.device) -> None:
-        """Take what `load` read."""
+        """Build it from the content that `load` read."""
         self.sha256, self.metadata = sha256, content["metadata"]
         self.env_id, self.sizes = content["env_id"], (content["obs_size"], content["action_size"])
         self._policy = {name: value.to(device) for name, value in content["policy"].items()}
@@ -63,11 +63,11 @@ def _torso(weights: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
 def save(path: Path, env: EnvSpec, policy: torch.nn.Module, critic: torch.nn.Module, metadata: dict[str, Any]) -> None:
     """Save the weights of a policy and a critic.
 
-    Networks that the format can't represent are kept too, for whoever wrote them, but marked: `load` refuses a foreign
-    policy, and gives no gradients of a foreign critic.
+    It also saves networks that the format can't represent, but marks them as foreign: `load` refuses a foreign policy,
+    and gives no gradients of a foreign critic.
 
     Args:
-        critic: with the returns that its logits stand for as `atoms`, evenly spaced.
+        critic: its `atoms`, evenly spaced, are the returns that its logits stand for.
         metadata: plain numbers and strings, such as the seed, the steps and the score.
     """
     content = {"env_id": env.env_id, "obs_size": env.obs_size, "action_size": env.action_size, "metadata": metadata}
@@ -80,7 +80,7 @@ def save(path: Path, env: EnvSpec, policy: torch.nn.Module, critic: torch.nn.Mod
 
 
 def _foreign(content: dict[str, Any], policy: torch.nn.Module, critic: torch.nn.Module) -> list[str]:
-    """Which of the networks compute something else than the format makes of their weights."""
+    """Names of the networks whose outputs differ from what the format computes with their weights."""
     device = next(policy.parameters()).device
     generator = torch.Generator().manual_seed(0)  # its own, so that saving changes nothing in a run
     obs = torch.randn(PROBES, content["obs_size"], generator=generator).to(device)
@@ -104,13 +104,13 @@ def load(path: Path, device: torch.device) -> Snapshot:
     """Load a snapshot.
 
     Raises:
-        UserError: the file is missing, damaged, not in the snapshot format, or of a policy that the format can't be.
+        UserError: the file is missing, damaged or no snapshot, or the format can't represent its policy.
     """
-    cure = "restore it from a copy; a policy of another format is a teacher through a class, FILE.py:Class"
+    cure = "restore it from a copy; write a class FILE.py:Class around a policy of another format"
     content = files.load_torch(path, "policy snapshot", cure)
     if "policy" in content.get("foreign", ()):
         raise UserError(
-            f"{path} can't be used as a teacher, scored or filmed: its policy is another network than the format of "
+            f"{path} can't be used as a teacher, scored or filmed: its policy isn't the network that the format of "
             "common/snapshots.py computes. Its weights are in the file; write a class around them, FILE.py:Class."
         )
     try:

@@ -1,4 +1,4 @@
-"""Teachers: shipped snapshots, a snapshot file, anybody's own class, and the demonstrations they give."""
+"""Teachers (shipped snapshots, snapshot files, your own classes, recorded episodes) and their demonstrations."""
 
 import functools
 import hashlib
@@ -16,13 +16,13 @@ from common.rollouts import Episode, check_action, pack, unpack
 from common.workers import Workers
 
 SHIPPED = Path(__file__).resolve().parent.parent / "teachers"
-GIVES = ("nothing", "demonstrations", "actions", "action_gradients")  # each with what stands before it
+GIVES = ("nothing", "demonstrations", "actions", "action_gradients")  # each includes those before it
 
 
 class Teacher(Protocol):
     """What the scripts ask of a teacher. Tensors are float32 on the device that the teacher was built for."""
 
-    sha256: str  # names its demonstrations
+    sha256: str  # identifies its demonstrations
     gives_gradients: bool
 
     def action(self, obs: torch.Tensor) -> torch.Tensor:
@@ -35,10 +35,10 @@ class Teacher(Protocol):
 
 
 class UserTeacher:
-    """Your own class from a file, its answers checked. Pickles as its file and class name; a process builds it once."""
+    """Your own class from a file, with checked answers. It pickles as its name, and each process builds it once."""
 
     def __init__(self, name: str, env: EnvSpec, device: torch.device) -> None:
-        """Build `Class(env_id, device)` of FILE.py:Class, and ask it once. Raises UserError if it answers nonsense."""
+        """Build `Class(env_id, device)` of FILE.py:Class and test it once. Raises UserError if an answer is invalid."""
         self._name, self._env, self._device = name, env, device
         self.sha256, build = digest(name), load_class(name)
         self._teacher = guard(name, "building it", build, env.env_id, device)
@@ -51,7 +51,7 @@ class UserTeacher:
         return _built, (self._name, self._env, torch.device("cpu"))  # workers have no GPU
 
     def _ask(self, what: str, *tensors: torch.Tensor) -> torch.Tensor:
-        """Call a method with copies, so that it can't write into what is stored; refuse a wrong shape or type."""
+        """Call a method with copies, so that it can't change stored data. Raises UserError on a wrong shape or type."""
         value = guard(self._name, what, getattr(self._teacher, what), *(tensor.clone() for tensor in tensors))
         is_tensor = isinstance(value, torch.Tensor)
         got = f"{value.dtype} {tuple(value.shape)} on {value.device}" if is_tensor else repr(value)
@@ -61,15 +61,15 @@ class UserTeacher:
         return value
 
     def action(self, obs: torch.Tensor) -> torch.Tensor:
-        """The class's action, (B, obs_size) -> (B, action_size), refused if not finite and within [-1, 1]."""
+        """The class's action, (B, obs_size) -> (B, action_size). Raises UserError if it isn't within [-1, 1]."""
         return check_action(self._ask("action", obs), f"{self._name}: action")
 
     def action_gradient(self, obs: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
-        """The class's dQ*/da, (B, action_size). Asked at every update: NaN is left to the run's non-finite check."""
+        """The class's dQ*/da, (B, action_size). It runs at every update, so the run checks for NaN, not this method."""
         return self._ask("action_gradient", obs, action)
 
     def check_gradient(self, obs: np.ndarray, action: np.ndarray) -> None:
-        """Raise UserError if its gradient isn't finite at one of (B, obs_size), (B, action_size)."""
+        """Raise UserError if a gradient at `obs` (B, obs_size), `action` (B, action_size) isn't finite."""
         gradient = self.action_gradient(*(torch.from_numpy(values).to(self._device) for values in (obs, action)))
         bad = (~torch.isfinite(gradient)).any(-1).nonzero()
         if len(bad) > 0:
@@ -80,15 +80,15 @@ class UserTeacher:
 
 @functools.cache
 def _built(name: str, env: EnvSpec, device: torch.device) -> UserTeacher:
-    """The teacher that this process has built already, or a new one."""
+    """The teacher, which each process builds once."""
     return UserTeacher(name, env, device)
 
 
 class Recorded:
-    """Demonstrations from a file, by whom or what ever: they can't be asked anything."""
+    """Recorded demonstrations from a file; they can't be queried."""
 
     gives_gradients = False
-    action = None  # `load` refuses it where a method asks for more than demonstrations
+    action = None  # `load` refuses this teacher if the method needs actions
 
     def __init__(self, path: Path, env: EnvSpec) -> None:
         """Read the file. Raises UserError as `elsewhere.read`."""
@@ -104,7 +104,7 @@ def load(name: str, env: EnvSpec, needs: str, device: torch.device) -> Teacher |
         needs: one of `GIVES`.
 
     Raises:
-        UserError: it doesn't exist, was trained on another task, gives less than is needed, or answers nonsense.
+        UserError: it doesn't exist, was trained on another task, gives less than the method needs, or answers wrongly.
     """
     teacher: Teacher | None
     if name == "none":
@@ -113,7 +113,7 @@ def load(name: str, env: EnvSpec, needs: str, device: torch.device) -> Teacher |
         teacher, gives = Recorded(Path(name), env), "demonstrations"
     else:
         if is_own(name):
-            _built.cache_clear()  # its weights may be others than before
+            _built.cache_clear()  # its weights may have changed
             teacher = _built(str(Path(name).resolve()), env, device)
         else:
             teacher = _snapshot(name, env, device)
@@ -124,12 +124,12 @@ def load(name: str, env: EnvSpec, needs: str, device: torch.device) -> Teacher |
 
 
 def _snapshot(name: str, env: EnvSpec, device: torch.device) -> snapshots.Snapshot:
-    """The shipped teacher or the file `name`. Raises UserError if it isn't there, or of another task."""
+    """The shipped teacher or the file `name`. Raises UserError if it is missing or for another task."""
     path = SHIPPED / f"{env.env_id}-{name}.pt" if name in ("expert", "mid") else Path(name)
     if not path.is_file():
         shipped = ", ".join(sorted(file.stem for file in SHIPPED.glob("*.pt")))
         raise UserError(
-            f"--teacher {name}: there is no {path}; shipped are: {shipped}. "
+            f"--teacher {name}: there is no {path}; these are shipped: {shipped}. "
             "Train one with gbrl_d4pg.py --teacher none, or give FILE.py:Class."
         )
     teacher = snapshots.load(path, device)
@@ -144,11 +144,11 @@ def _snapshot(name: str, env: EnvSpec, device: torch.device) -> snapshots.Snapsh
 def demonstrations(
     teacher: Teacher, env: EnvSpec, num_episodes: int, sigma: float, folder: Path, workers: Workers
 ) -> list[Episode]:
-    """Episodes of the teacher, seeded by its hash alone: one data set per teacher.
+    """The teacher's episodes, seeded by its hash alone: one data set per teacher.
 
-    Recorded ones are as many as were recorded, or the first of them. Those of a snapshot are kept in `folder`, in a
-    file whose name says all that they depend on; a damaged one is made again. Those of a class of your own, whose
-    weights nobody can see, aren't kept here.
+    A recorded teacher gives its first `num_episodes` episodes, or all if it has fewer. A snapshot's are cached in
+    `folder`, in a file whose name holds all that they depend on; a damaged file is made again. Those of your own class
+    aren't cached here, because we can't see its weights.
     """
     if isinstance(teacher, Recorded):
         return teacher.episodes[:num_episodes]
@@ -156,7 +156,7 @@ def demonstrations(
         raise UserError(f"{env.env_id} can't be simulated, so its demonstrations must be recorded: --teacher FILE.npz.")
     path = None
     if not isinstance(teacher, UserTeacher):
-        task = env.env_id.rpartition(":")[2]  # of your own environment the class; its content is among the versions
+        task = env.env_id.rpartition(":")[2]  # for your own environment: its class; the versions have its hash
         parts = [task, teacher.sha256[:16], f"sigma{sigma}", *envs.versions(env.env_id), str(num_episodes)]
         path = folder / ("-".join(parts).replace(" ", "").replace("/", "-") + ".npz")
         if path.exists():
@@ -164,7 +164,7 @@ def demonstrations(
                 return unpack(files.load_arrays(path, "demonstrations", "they are made again"))
             except UserError as error:
                 print(error, file=sys.stderr)
-        try:  # before the work
+        try:  # fail before the work
             folder.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=folder).close()
         except OSError as error:

@@ -1,4 +1,4 @@
-"""Blocks of episodes in worker processes. The data is the same as in this process, bit for bit."""
+"""Runs blocks of episodes in worker processes. The data is the same as in this process, bit for bit."""
 
 import copy
 import itertools
@@ -20,14 +20,14 @@ from common import UserError, progress
 from common.envs import EnvSpec
 from common.rollouts import BLOCK, Actor, Episode, num_steps, run_block
 
-MAX_TRIES = 3  # while one block is waited for, before a lost worker becomes an error [ours]
+MAX_TRIES = 3  # losses of a worker, while we wait for one block, before they are an error [ours]
 
 
 class Pending:
-    """A block on its way. It is run again if its worker dies; being a pure function, it gives the same bits."""
+    """A submitted block. It runs again if its worker dies, and gives the same bits because it is a pure function."""
 
     def __init__(self, workers: "Workers", arguments: tuple[Any, ...]) -> None:
-        """Keep the arguments of `_run_block`; `future` is theirs once the block has begun."""
+        """Keep the arguments of `_run_block`. `Workers` sets `future` when the block begins."""
         self._workers, self._tries, self.arguments, self.future = workers, 0, arguments, Future()
 
     def __str__(self) -> str:
@@ -35,11 +35,11 @@ class Pending:
         return f"episodes {indices.start}-{indices.stop - 1} of stream {stream} on {env_id}"
 
     def done(self) -> bool:
-        """Whether `result` needn't wait."""
+        """Whether `result` returns at once."""
         return self.future.done()
 
     def result(self) -> list[Episode]:
-        """The episodes, in order. Raises UserError where workers die again and again meanwhile."""
+        """Wait for the episodes and return them in order. Raises UserError if workers die MAX_TRIES times."""
         while True:
             try:
                 episodes = self.future.result()
@@ -49,7 +49,7 @@ class Pending:
                 self._tries += 1
                 if self._tries == MAX_TRIES:
                     raise UserError(
-                        f"{self}: workers died {MAX_TRIES} times meanwhile, at last by: {error!r}."
+                        f"{self}: workers died {MAX_TRIES} times meanwhile, the last time with {error!r}."
                     ) from error
                 print(f"a worker was lost in {self}: {error!r}; running it again.", file=sys.stderr)
                 self._workers.run_again()
@@ -62,7 +62,7 @@ def _run_block(
         return run_block(env_id, pickle.loads(pickled_actor), sigma, stream, indices)
     except (UserError, RuntimeError):
         raise
-    except Exception as error:  # the pool would take one that can't be sent for a lost worker
+    except Exception as error:  # the pool mistakes one that can't be pickled for a lost worker
         raise RuntimeError(f"running episodes on {env_id} raised {error!r}.") from error
 
 
@@ -76,7 +76,7 @@ class Workers:
         self.uncollected: dict[Pending, None] = {}  # in the order in which they began
 
     def submit(self, actor: Actor, sigma: float, stream: tuple[int, ...], indices: range) -> Pending:
-        """Run one block with the actor as it is now: later changes to its weights don't reach the block.
+        """Run one block with the actor as it is now: later changes to its weights don't affect the block.
 
         Raises:
             UserError: the workers can't start.
@@ -99,7 +99,7 @@ class Workers:
             self._pool = ProcessPoolExecutor(self.num_workers, context, _initialise_worker)
         try:
             block.future = self._pool.submit(_run_block, *block.arguments)
-        except BrokenProcessPool as error:  # a worker died while none was busy; `result` begins the block again
+        except BrokenProcessPool as error:  # an idle worker died; `result` begins the block again
             block.future = Future()
             block.future.set_exception(error)
         except OSError as error:
@@ -109,8 +109,8 @@ class Workers:
             ) from error
 
     def run_again(self) -> None:
-        """Start new workers in place of a pool that lost one, and begin again what it hadn't finished."""
-        self.close()  # with that every future is done
+        """Replace a pool that lost a worker, and begin its unfinished blocks again."""
+        self.close()  # this completes every future
         for block in self.uncollected:
             if block.future.exception() is not None:
                 self._begin(block)
@@ -123,11 +123,11 @@ class Workers:
             return self._run(actor, sigma, stream, indices, [], bar)
 
     def steps(self, actor: Actor, sigma: float, stream: tuple[int, ...], missing: int, desc: str) -> list[Episode]:
-        """Run the fewest first episodes of a stream that have `missing` steps in all, or more."""
+        """Run a stream's episodes from the first on, just enough of them for `missing` steps in all."""
         episodes: list[Episode] = []
         with progress.bar(missing, desc, unit="step", unit_scale=True) as bar:
             while (left := missing - num_steps(episodes)) > 0:
-                # As many as are needed if they are as long as those so far, which depends on nothing but the data.
+                # An estimate of how many are needed, from the lengths so far; it depends on nothing but the data.
                 length = max(1, num_steps(episodes) // len(episodes)) if episodes else self._env.episode_length
                 indices = range(len(episodes), len(episodes) + -(-left // length))
                 self._run(actor, sigma, stream, indices, episodes, bar)
@@ -161,7 +161,7 @@ class Workers:
 
 
 def _initialise_worker() -> None:
-    """One thread, gone when the run is gone, and deaf to Ctrl-C, for the run itself decides when to end."""
+    """Use one thread, ignore Ctrl-C, because the run decides when to end, and exit when the run is gone."""
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 

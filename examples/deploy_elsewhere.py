@@ -1,10 +1,10 @@
-"""Somebody else's part of a run: deploy the policy that it waits for, and answer what it asks.
+"""Your part in a run with `--deploy elsewhere` or `--annotate elsewhere`: bring it the file that it waits for.
 
     python examples/deploy_elsewhere.py RUN_DIR --teacher expert
 
-stands for the robot or the clinic. Here the task is simulated and the teacher is a file, so that the whole loop can be
-tried: this brings what would have been done with `--deploy here` and `--annotate here`, bit for bit. Where the task is
-real, only the last lines of `deploy` and `annotate` matter: which file is written, with what in it.
+This stands for the robot or the clinic. The task is simulated and the teacher is a file, so that you can try the whole
+loop: the result is that of `--deploy here` and `--annotate here`, bit for bit. If your task is real, you need only
+the last lines of `deploy` and `annotate`: they show which file to write, with what in it.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ class Args:
     run_dir: tyro.conf.Positional[Path]
     """the run that waits"""
     teacher: str = "expert"
-    """who answers what is to be annotated, as --teacher of a script"""
+    """teacher that annotates the states, as --teacher of a script"""
     num_workers: int = 0
     """processes that run the episodes"""
 
@@ -69,7 +69,7 @@ def annotate(folder: Path, teacher: teachers.Teacher) -> None:
 
 
 def main(args: Args) -> None:
-    """Look for what the run has asked last, and bring it. Raises UserError for what the user can put right."""
+    """Find out what the run waits for, and bring it. Raises UserError if it waits for nothing."""
     if not (args.run_dir / "waiting.json").exists():
         raise UserError(f"{args.run_dir} waits for nothing: --resume it.")
     request = json.loads((args.run_dir / "waiting.json").read_text())

@@ -24,14 +24,14 @@ CART_MASS, POLE_MASS, LENGTH, INERTIA, GRAVITY, MAX_FORCE = 1.0, 0.1, 0.5, 0.009
 POLE = 3.0  # p in 1/s: the cart and the pole settle like exp(-p t)
 PUMP_GAIN, MAX_PUMP = 10.0, 9.0  # k in m/s, and the most acceleration for the swing-up in m/s^2; the motor has about 9
 CENTRE_GAIN, CENTRE_DAMPING = 2.0, 2.0  # keep the cart off the ends of its rail while it swings, in 1/s^2 and 1/s
-TOP = 0.9  # the cosine of the angle above which it balances
+TOP = 0.9  # it balances where cos(theta) is above this
 
 
 class EnergySwingUp:
     """The controller as a teacher that gives actions; it has no critic, so it gives no gradients."""
 
     def __init__(self, env_id: str, device: torch.device) -> None:
-        """Work out the gains. Everything follows the observations' device. Raises ValueError for another task."""
+        """Compute the gains; being numbers, they work on any device. Raises ValueError for another task."""
         if env_id != "cartpole-swingup":
             raise ValueError(f"EnergySwingUp is written for cartpole-swingup, not for {env_id}; choose another teacher")
         inertia = INERTIA + POLE_MASS * LENGTH**2  # J, about the hinge

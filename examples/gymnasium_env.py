@@ -4,8 +4,8 @@
         --actor-steps 10000 --samples-per-insert 128 --batch-size 128 --learning-rate 1e-3
 
 Gymnasium's own tasks need no class: `--env-id Pendulum-v1`. This one divides the reward by ten, so that the discounted
-returns, -1410 to 0 there, lie within the critic's default support of -150 to 150. The command trains online, for there
-is no teacher yet; its last policy can be the --teacher of another run.
+returns, -1410 to 0 there, lie within the critic's default support of -150 to 150. The command trains online, because
+there is no teacher yet; its last policy can be the --teacher of another run.
 """
 
 import gymnasium
@@ -16,10 +16,10 @@ class Pendulum(gymnasium.Wrapper):
     """Swing up a pendulum: always 200 steps, the time limit that Gymnasium's `spec` states."""
 
     def __init__(self) -> None:
-        """Make the task that is changed here."""
+        """Make the task that this class wraps."""
         super().__init__(gymnasium.make("Pendulum-v1"))
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
-        """As Gymnasium's, with a tenth of the reward."""
+        """Take Gymnasium's step, and return a tenth of its reward."""
         obs, reward, terminated, truncated, info = super().step(action)
         return obs, reward / 10, terminated, truncated, info

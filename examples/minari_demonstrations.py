@@ -1,11 +1,11 @@
-"""A Minari data set as a file of recorded demonstrations, for `--teacher mine.npz`.
+"""Convert a Minari data set to a file of recorded demonstrations, for `--teacher mine.npz`.
 
     pip install minari h5py
     minari download mujoco/humanoid/expert-v0
     python examples/minari_demonstrations.py mujoco/humanoid/expert-v0 mine.npz
 
-Actions are rescaled from the data set's action bounds to [-1, 1], as a task's are. Dict observations are flattened in
-the order of their space. A termination gets discount 0, a time limit 1.
+This rescales actions from the data set's bounds to [-1, 1], as for a task, and flattens Dict observations in the order
+of their space. A termination gets discount 0, a time limit 1.
 """
 
 import sys
@@ -21,7 +21,7 @@ from common import UserError, elsewhere
 
 
 def load(name: str) -> Any:
-    """The Minari data set `name`. Raises UserError without Minari, or where the data set isn't on this machine."""
+    """The Minari data set `name`. Raises UserError if Minari or the data set isn't on this machine."""
     try:
         import minari
     except ImportError as error:
@@ -65,7 +65,7 @@ def episodes(dataset: Any) -> list[dict[str, np.ndarray]]:
         made.append(
             {
                 "obs": flatten(dataset.observation_space, episode.observations),
-                "action": action.clip(-1, 1),  # float32 rounds a bound
+                "action": action.clip(-1, 1),  # float32 may round a bound up
                 "reward": episode.rewards,
                 "discount": 1.0 - np.asarray(episode.terminations, np.float32),
             }
@@ -84,7 +84,7 @@ class Args:
 
 
 def main(args: Args) -> None:
-    """Write the file and say what is in it."""
+    """Write the file and print a summary."""
     elsewhere.write(args.path, episodes(load(args.dataset)))
     elsewhere.main(elsewhere.Args(args.path))
 

@@ -1,14 +1,15 @@
-"""A teacher that knows only which of two actions it likes better (the second form of section 3.4).
+"""A teacher that can only say which of two actions it prefers (the second form of section 3.4).
 
     python examples/preference_teacher.py --env-id cartpole-swingup --answers 10000 --wrong 0.2
     python gbrl_teacher_grad.py --teacher examples/preference_teacher.py:Preferences --env-id cartpole-swingup
 
-The first command asks: in states of the teacher's own noisy episodes, pairs of actions near what it would do are
-compared. Here the shipped expert's critic answers, and a share of the answers is wrong; put a person in the place of
-`answer`. A model of (s, a) is fitted so that the preferred action has the higher value (Bradley and Terry 1952), and
-its gradient with respect to the action is the teacher's. The model is saved beside this file, for the second command.
-What is said of it at the end is measured by who answers, also how well one fares who follows it within the distance at
-which was asked, and beyond: study/results/preferences has these numbers, and what they come to in a run.
+The first command collects answers: in states of the teacher's own noisy episodes, it compares pairs of actions near the
+teacher's action. Here the shipped expert's critic answers, and a share of the answers is wrong; replace `answer` to ask
+a person. The command fits a model of (s, a) that gives the preferred action the higher value (Bradley and Terry 1952),
+and saves it beside this file. In the second command, the model's gradient with respect to the action is the teacher's.
+At its end the first command prints how often the model agrees with the critic on new pairs, and the return of following
+its gradient as far as the questions reached, and further. study/results/preferences has these numbers, and their effect
+in a run.
 """
 
 import contextlib
@@ -26,13 +27,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it ru
 from common import UserError, envs, rollouts, snapshots, teachers
 from common.workers import Workers
 
-SIGMA = 0.3  # of the noise in the episodes, and of both actions around the teacher's [as the exploration noise]
+SIGMA = 0.3  # of the noise in the episodes, and of the compared actions [as the exploration noise]
 STREAM = 0x70726566  # ASCII "pref": the episodes' start states, which no run uses
-EPISODES = 20  # whose states are asked about
+EPISODES = 20  # whose states we ask about
 
 
 class Model(nn.Module):
-    """A value of (s, a) that means something only in comparison: obs (B, obs_size), action (B, action_size) -> (B,)."""
+    """A value of (s, a), for comparisons only: obs (B, obs_size), action (B, action_size) -> (B,)."""
 
     def __init__(self, obs_size: int, action_size: int) -> None:
         super().__init__()
@@ -46,7 +47,7 @@ class Model(nn.Module):
 
 
 def expert(env_id: str, device: torch.device) -> snapshots.Snapshot:
-    """Who demonstrates, and who answers."""
+    """The snapshot that demonstrates and answers."""
     return snapshots.load(teachers.SHIPPED / f"{env_id}-expert.pt", device)
 
 
@@ -54,7 +55,7 @@ class Preferences:
     """The expert's demonstrations, and the gradient of the model that was fitted to its preferences."""
 
     def __init__(self, env_id: str, device: torch.device) -> None:
-        """Load the model. Raises UserError if nobody has been asked yet."""
+        """Load the model. Raises UserError if you haven't run the first command."""
         self.expert, path = expert(env_id, device), model_path(env_id)
         if not path.is_file():
             raise UserError(f"ask first: python examples/preference_teacher.py --env-id {env_id}")
@@ -67,14 +68,14 @@ class Preferences:
         return self.expert.action(obs)
 
     def action_gradient(self, obs: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
-        """Where the preferred actions lie: (B, obs_size), (B, action_size) -> (B, action_size)."""
+        """The model's gradient, towards preferred actions: (B, obs_size), (B, action_size) -> (B, action_size)."""
         with torch.enable_grad():
             action = action.detach().requires_grad_()
             return torch.autograd.grad(self.model(obs, action).sum(), action)[0]
 
 
 class Follower:
-    """An actor that moves the expert's action along the gradient, in ever shorter steps, by up to `reach` an entry."""
+    """An actor that moves the expert's action along the gradient, in shrinking steps, by up to `reach` per entry."""
 
     steps = 30
 
@@ -114,12 +115,12 @@ def model_path(env_id: str) -> Path:
 
 
 def answer(teacher: snapshots.Snapshot, obs: torch.Tensor, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    """Whether `first` is better than `second` in each state, (B,) of bool: the place of a person."""
+    """Whether `first` is better than `second` in each state, (B,) of bool. Replace this to ask a person."""
     return teacher.q_value(obs, first) > teacher.q_value(obs, second)
 
 
 def main(args: Args) -> None:
-    """Ask, fit, save, and say how well the model knows what it wasn't asked."""
+    """Ask, fit and save, then test the model on new pairs."""
     torch.set_num_threads(1)
     torch.manual_seed(args.seed)
     teacher = expert(args.env_id, torch.device("cpu"))
@@ -151,12 +152,12 @@ def main(args: Args) -> None:
         agrees = ((model(obs, first) > model(obs, second)) == better).float().mean().item()
     mine, action = Preferences(args.env_id, torch.device("cpu")), teacher.action(obs)
     cosine = F.cosine_similarity(mine.action_gradient(obs, action), teacher.action_gradient(obs, action)).mean().item()
-    print(f"{args.answers} answers, {args.wrong:.0%} wrong: {agrees:.3f} of 10,000 new comparisons as the teacher's,")
+    print(f"{args.answers} answers, {args.wrong:.0%} wrong: {agrees:.3f} of 10,000 new answers agree with the teacher,")
     print(f"mean cosine of the gradients {cosine:.3f}; saved {model_path(args.env_id)}")
     for reach in (SIGMA, 1.0):
         block = rollouts.run_block(args.env_id, Follower(mine, reach), 0.0, (STREAM, 1), range(5))
         score = sum(episode.episodic_return for episode in block) / len(block)
-        print(f"who follows the gradient by up to {reach:g} from the expert's action gets {score:.0f} (5 episodes)")
+        print(f"return {score:.0f} (5 episodes) for following the gradient by up to {reach:g} from the expert's action")
 
 
 if __name__ == "__main__":

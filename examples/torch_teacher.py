@@ -2,11 +2,11 @@
 
     python gbrl_teacher_grad.py --teacher examples/torch_teacher.py:PolicyWithCritic --scale 0.02
 
-Copy this file, put your networks in the place of `Policy` and `Critic`, and save their `state_dict`s as the file that
-`find_weights` looks for: torch.save({"policy": ..., "critic": ...}, "cartpole-swingup.pt"). Until there is one, it
+Copy this file, replace `Policy` and `Critic` by your networks, and save their `state_dict`s as the file that
+`find_weights` looks for: torch.save({"policy": ..., "critic": ...}, "cartpole-swingup.pt"). Until then the class
 reads the weights of the teacher that ships with this project, so that it runs as it is.
 
-Each run makes the demonstrations of such a class anew, because nobody but the class knows which weights it reads.
+Each run makes the demonstrations of such a class again, because only the class knows which weights it reads.
 
 For a Stable-Baselines3 agent of the same Gymnasium task, three parts change (we haven't run this one). Its networks'
 actions are in [-1, 1], as here; only `agent.predict` rescales them, so call the networks below it:
@@ -25,7 +25,7 @@ import torch
 from torch import nn
 
 HERE = Path(__file__).resolve().parent
-V_MIN, V_MAX = -150.0, 150.0  # the returns that the critic's outputs stand for
+V_MIN, V_MAX = -150.0, 150.0  # the range of returns that the critic's outputs stand for
 
 
 def torso(input_size: int, hidden: int = 256) -> nn.Sequential:

@@ -17,13 +17,13 @@ def demo_dir(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def alone(tmp_path_factory, demo_dir):
-    """A function of a method: its run on the toy task that was left alone, made once."""
+    """A function of a method: its undisturbed run on the toy task, made once."""
     return functools.cache(lambda method: run_method(method, tmp_path_factory.mktemp("alone") / "run", demo_dir, **TOY))
 
 
 @pytest.fixture(scope="session")
 def stopped(tmp_path_factory, demo_dir):
-    """A run of ta:1 on the toy task that was killed in cycle 2. To be copied."""
+    """A run of ta:1 on the toy task, killed in cycle 2. Copy it before you change it."""
     run_dir = tmp_path_factory.mktemp("stopped") / "run"
     assert live("ta:1", make_args("ta:1", run_dir, demo_dir, **TOY)[1], steps=[(2, 50)]) == (2, 50)
     return run_dir

@@ -74,7 +74,7 @@ def make_teacher(device=CPU):
 
 
 class StubRun:
-    """What `learn` asks of a run: it counts all steps, and a log point is an error."""
+    """The part of a run that `learn` needs: it counts all steps, and a log point is an error."""
 
     def steps(self, first, last, desc):
         return range(first, last)

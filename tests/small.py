@@ -84,7 +84,7 @@ TIMES = ("wall_s", "charts/SPS", "charts/UPS")
 
 
 def result(run_dir):
-    """All of a run that must be bit-equal: weights, deployed data, metrics and report without times."""
+    """Everything of a run that must be bit-equal: weights, deployed data, metrics and report without times."""
     run_dir = Path(run_dir)
     content = {}
     for path in sorted(run_dir.glob("cycle_*/batch.npz")):
@@ -105,10 +105,10 @@ def differences(a, b):
 
 
 def live(method, args, steps=(), renames=False, seen=(), number=signal.SIGKILL):
-    """One life of a run, in a forked process, which gets a signal at a moment that isn't among those `seen`.
+    """Start or resume a run in a forked process, and send it a signal at the first moment that isn't in `seen`.
 
-    Moments are named by what is done, not by a clock: the ends of `steps`, pairs of cycle and step, and with `renames`
-    that before each rename of a file into its place, when its content lies beside it.
+    Moments don't depend on a clock. They are the ends of `steps`, which are pairs of cycle and step, and with `renames`
+    also the moment just before each rename of a temporary file into its place.
 
     Returns:
         The moment, or None if there was none and the run ended by itself.

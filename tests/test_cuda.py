@@ -1,4 +1,4 @@
-"""What a GPU must keep: the same seed the same bytes, also killed or compiled, and no wait between log points."""
+"""On a GPU, the same seed gives the same bytes, also killed or compiled, and nothing waits between log points."""
 
 import subprocess
 import sys

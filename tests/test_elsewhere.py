@@ -1,4 +1,4 @@
-"""Demonstrations, deployments and annotations that come as files give what the simulator and the teacher give here."""
+"""Demonstrations, deployments and annotations from files give the same as the simulator and the teacher here."""
 
 import importlib.util
 import shlex
@@ -78,7 +78,7 @@ def test_answers_that_do_not_fit_are_refused(tmp_path, demo_dir):
     bad += [("action", (count, 1), value, "others") for value in (1.5, np.nan)]
     for name, shape, value, got in bad:
         files.save_arrays(folder / "annotations.npz", **{name: np.full(shape, value)})
-        with pytest.raises(UserError, match=f"from -1 to 1, one line a state; it has {got}"):
+        with pytest.raises(UserError, match=f"from -1 to 1, one row per state; it has {got}"):
             go_on()
     files.save_arrays(folder / "annotations.npz", action=np.zeros((count, 1)))
     with pytest.raises(Waiting, match="cycle_0002"):
@@ -109,7 +109,7 @@ def test_recorded_demonstrations_are_cloned_to_what_was_meant(tmp_path, demo_dir
             run_method(method, tmp_path / "no", demo_dir, **flags)
 
 
-BAD = [  # of episode 1: which array, where, what becomes of it, and what is said
+BAD = [  # in episode 1: the array, the place in it, the new value, and a part of the message
     ("obs", 7, np.nan, "obs of episode 1, step 7"),
     ("obs", 20, np.inf, "obs of episode 1, step 20"),
     ("action", 3, 1.5, "action of episode 1, step 3"),
@@ -204,7 +204,7 @@ def test_without_a_simulator_deployments_speak(tmp_path, demo_dir):
     elsewhere.write(tmp_path / "mine.npz", made_up())
     env_id = f"{tmp_path}/clinic.py:Clinic"
     flags = {"env_id": env_id, "teacher": str(tmp_path / "mine.npz"), "actor_steps": 80, "learner_steps": 8}
-    with pytest.raises(UserError, match="can't be simulated: --deploy elsewhere"):
+    with pytest.raises(UserError, match="can't be simulated: use --deploy elsewhere"):
         run_method("bc", tmp_path / "run", demo_dir, **flags)
     for cycle in (1, 2):
         with pytest.raises(Waiting):

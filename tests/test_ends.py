@@ -139,7 +139,7 @@ def test_a_worker_that_always_dies_becomes_an_error(tmp_path, capfd):
     teacher = teachers.load(own(tmp_path, "AlwaysDies", CODE), spec, "demonstrations", CPU)
     pool = Workers(spec, 1)
     with pytest.raises(
-        UserError, match=r"episodes 0-9 .* workers died 3 times meanwhile, at last by: BrokenProcessPool"
+        UserError, match=r"episodes 0-9 .* workers died 3 times meanwhile, the last time with BrokenProcessPool"
     ):
         pool.episodes(teacher.action, 0.0, (7,), range(40), "dies")
     pool.close()
@@ -147,7 +147,7 @@ def test_a_worker_that_always_dies_becomes_an_error(tmp_path, capfd):
 
 
 def of(mark):
-    """Process ids that inherited this mark in their environment: the run and all that it started."""
+    """Ids of the processes that inherited this mark in their environment: the run and all that it started."""
     found = []
     for path in Path("/proc").glob("[0-9]*/environ"):
         try:

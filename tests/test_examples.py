@@ -103,7 +103,7 @@ def test_preferences_are_asked_fitted_and_followed(tmp_path, capsys, monkeypatch
     example.main(example.Args(TASK, answers=1_000, steps=300))
     text = capsys.readouterr().out
     assert float(re.search(r"0% wrong: (0\.\d+) of 10,000", text)[1]) > 0.7  # seen: 0.794; by chance it is a half
-    assert text.count("who follows the gradient") == 2
+    assert text.count("for following the gradient") == 2
     run_dir = run_method("tg:1", tmp_path / "run", tmp_path / "demos", teacher=f"{copied}:Preferences", **SHORT)
     assert report(run_dir)["teacher_queries"]["gradients_asked"] == 20 * SMALL["batch_size"]
 

@@ -1,4 +1,4 @@
-"""What somebody changes in a copy of a script: it trains, resumes and reports, and is never taken for what it isn't."""
+"""What you change in a copy of a script: it trains, resumes and reports, and is never taken for what it isn't."""
 
 import importlib.util
 import re

@@ -1,4 +1,4 @@
-"""Bad input gets one sentence before any work starts; what is somebody's own code is asked, not trusted."""
+"""Bad input gets one sentence before any work starts; the answers of your own code are checked."""
 
 import concurrent.futures
 import contextlib
@@ -96,7 +96,7 @@ def test_mistakes_are_one_line_and_a_status(tmp_path):
     nowhere = {"HOME": str(tmp_path), "NETRC": str(tmp_path / "netrc"), "WANDB_API_KEY": "", "WANDB_MODE": "online"}
     for words, said in (
         (("--env-id", "cheetah-rum"), ".*cheetah-run"),
-        (("--track",), "--track: nobody is logged in; run `wandb login`, set WANDB_MODE=offline, or "),
+        (("--track",), "--track: you aren't logged in; run `wandb login`, set WANDB_MODE=offline, or "),
     ):
         done = call("gbrl_teacher_grad", *words, cwd=tmp_path, **(nowhere if "--track" in words else {}))
         assert (done.returncode, done.stdout) == (1, "")
@@ -192,7 +192,7 @@ def test_content_counts_not_the_place(tmp_path):
 
 
 def test_a_gradient_that_is_not_finite_names_the_teacher(tmp_path, demo_dir):
-    """In an update's batch; WRONG has one that the first question finds."""
+    """In an update's batch; WRONG has one that is found when the teacher is built."""
     code = "class Mine(Pusher):\n    def action_gradient(self, obs, action): return action / (len(obs) != 32)\n"
     sentence = r"policy has parameters that aren't finite in cycle 1 at step 15: .* teacher .*mine\.py:Mine"
     with pytest.raises(UserError, match=sentence):

@@ -245,9 +245,7 @@ def test_plot_end_to_end(finished, tmp_path):
     named = [*given.values(), *(tmp_path / name for name in ("kept", "unfinished", "clone__x")), *beside]
     done = command(*named, "--output", tmp_path)
     assert done.returncode == 0, done.stderr
-    assert (
-        done.stderr == f"{tmp_path}/unfinished is left out: it is no folder of a finished run, it has no report.json.\n"
-    )
+    assert done.stderr == f"{tmp_path}/unfinished is left out: it isn't a finished run, it has no report.json.\n"
     outputs = {"curves.png", "summary.csv"}
     assert {path.name for path in tmp_path.iterdir()} == outputs | {"kept", "unfinished", "clone__x", "run.log"}
     assert (tmp_path / "curves.png").stat().st_size > 10_000

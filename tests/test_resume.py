@@ -30,7 +30,7 @@ ENDS = {  # method, flags, how it is ended, and at how many moments at least
 
 
 def end_everywhere(method, args, steps=STEPS, **how):
-    """Let a run be ended at each moment, and go on each time; returns the moments."""
+    """End a run at each moment, and resume it each time; returns the moments."""
     seen = []
     while (moment := live(method, args, steps=steps, seen=seen, **how)) is not None:
         seen.append(moment)
@@ -194,7 +194,7 @@ def test_two_runs_of_the_same_second_get_folders_of_their_own(tmp_path, demo_dir
 
 
 def test_a_clone_that_is_taken_over_is_as_one_that_was_made(alone, tmp_path, demo_dir, monkeypatch):
-    """When the run is ended everywhere, in taking it over as well; and from a run that took it over itself."""
+    """Also if the run is ended at each moment, and from a run that took the clone over itself."""
     shutil.copytree(alone("bc"), tmp_path / "first")
     monkeypatch.chdir(tmp_path)
     args = make_args("ta:1", "second", "demos", pretrained="first", **TOY)[1]

@@ -1,4 +1,4 @@
-"""A task and teachers of one's own, quick enough for hundreds of runs: push a point to the middle of a line."""
+"""A task and teachers of your own, quick enough for hundreds of runs: push a point to the middle of a line."""
 
 from types import SimpleNamespace
 
