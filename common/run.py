@@ -4,6 +4,7 @@ A checkpoint belongs to a (cycle, step). `restore` brings everything back to it,
 repeats what it had done after it, from the same seeds.
 """
 
+import collections
 import contextlib
 import dataclasses
 import functools
@@ -32,7 +33,6 @@ from common import (
     files,
     launch,
     metrics,
-    progress,
     report,
     rollouts,
     snapshots,
@@ -42,7 +42,7 @@ from common.envs import EnvSpec
 from common.replay import Replay
 from common.rollouts import Actor, Episode
 from common.teachers import Teacher
-from common.workers import Workers
+from common.workers import Workers, progress_bar
 
 PACKAGES = ("torch", "numpy", "dm-control", "mujoco")
 CHECKPOINT = "checkpoint.pt"
@@ -54,6 +54,37 @@ def versions(script: Path) -> dict[str, str]:
     found |= {"python": platform.python_version(), "machine": platform.machine(), "system": platform.system()}
     names = {f"common/{path.name}": path for path in sorted(Path(__file__).parent.glob("*.py"))} | {script.name: script}
     return found | {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in names.items()}
+
+
+class Stopwatch:
+    """`seconds` per phase. Time counts once, for the innermost block; outside all blocks the phase is `starting`."""
+
+    def __init__(self) -> None:
+        self.seconds: collections.Counter[str] = collections.Counter()
+        self._phase, self._since = "starting", time.monotonic()
+
+    @contextlib.contextmanager
+    def timed(self, phase: str) -> Iterator[None]:
+        """Add the block's time to `phase`, and not to the phase of an enclosing block."""
+        outer = self._switch(phase)
+        try:
+            yield
+        finally:
+            self._switch(outer)
+
+    def total(self) -> float:
+        """Seconds of all phases until now."""
+        self._switch(self._phase)
+        return self.seconds.total()
+
+    def _switch(self, phase: str) -> str:
+        now, before = time.monotonic(), self._phase
+        self.seconds[before] += now - self._since
+        self._phase, self._since = phase, now
+        return before
+
+    def __str__(self) -> str:
+        return ", ".join(f"{phase} {value:.0f}" for phase, value in self.seconds.most_common() if value >= 1)
 
 
 class Run:
@@ -77,7 +108,7 @@ class Run:
         Raises:
             UserError: the folder can't be written, is in use, or holds another run; or `--pretrained` doesn't fit.
         """
-        self._stopwatch = progress.Stopwatch()
+        self._stopwatch = Stopwatch()
         self.timed = self._stopwatch.timed
         if args.track:
             metrics.check_login()
@@ -239,7 +270,7 @@ class Run:
         Shows a progress bar, adds the time to the phase `desc`, saves checkpoints, and stops on a signal.
         """
         start = max(first, self.step)
-        with self.timed(desc), progress.bar(last - first, f"cycle {self.cycle}, {desc}", initial=start - first) as bar:
+        with self.timed(desc), progress_bar(last - first, f"cycle {self.cycle}, {desc}", initial=start - first) as bar:
             self._bar, self._counted_from = bar, (start, time.perf_counter())
             for step in range(start, last):
                 self.step = step

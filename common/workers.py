@@ -16,11 +16,16 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from common import UserError, progress
+from common import UserError
 from common.envs import EnvSpec
 from common.rollouts import BLOCK, Actor, Episode, num_steps, run_block
 
 MAX_TRIES = 3  # losses of a worker, while we wait for one block, before they are an error [ours]
+
+
+def progress_bar(total: int, desc: str, **options: Any) -> tqdm:
+    """A progress bar, quiet where there is no terminal."""
+    return tqdm(total=total, desc=desc, disable=None, leave=False, dynamic_ncols=True, **options)
 
 
 class Pending:
@@ -119,13 +124,13 @@ class Workers:
         self, actor: Actor, sigma: float, stream: tuple[int, ...], indices: range, desc: str
     ) -> list[Episode]:  # fmt: skip
         """Run the episodes `indices` of a stream and return them in order, with a progress bar named `desc`."""
-        with progress.bar(len(indices) * self._env.episode_length, desc, unit="step", unit_scale=True) as bar:
+        with progress_bar(len(indices) * self._env.episode_length, desc, unit="step", unit_scale=True) as bar:
             return self._run(actor, sigma, stream, indices, [], bar)
 
     def steps(self, actor: Actor, sigma: float, stream: tuple[int, ...], missing: int, desc: str) -> list[Episode]:
         """Run a stream's episodes from the first on, just enough of them for `missing` steps in all."""
         episodes: list[Episode] = []
-        with progress.bar(missing, desc, unit="step", unit_scale=True) as bar:
+        with progress_bar(missing, desc, unit="step", unit_scale=True) as bar:
             while (left := missing - num_steps(episodes)) > 0:
                 # An estimate of how many are needed, from the lengths so far; it depends on nothing but the data.
                 length = max(1, num_steps(episodes) // len(episodes)) if episodes else self._env.episode_length
