@@ -46,7 +46,7 @@ class Args:
     """seed of the kill times; default: a random one, which is printed"""
 
 
-def place(run_dir: Path, num_cycles: int) -> str:
+def phase(run_dir: Path, num_cycles: int) -> str:
     """Where a run was at its last checkpoint, in words."""
     try:
         content = files.load_torch(run_dir / "checkpoint.pt", "checkpoint")
@@ -60,12 +60,12 @@ def place(run_dir: Path, num_cycles: int) -> str:
 def kill_runs(
     method: str, flags: dict[str, object], kills: int, rng: random.Random, folder: Path
 ) -> tuple[collections.Counter, int, int]:
-    """Kill runs of one case `kills` times; returns the kills per place, the runs, and how many runs were bit-equal."""
+    """Kill runs of one case `kills` times; returns the kills per phase, the runs, and how many runs were bit-equal."""
     began = time.perf_counter()
     alone = run_method(method, folder / "alone", folder / "demos", **(flags | {"track": False}))
     longest, expected = (time.perf_counter() - began) / 4, result(alone)
-    places, runs, equal = collections.Counter(), 0, 0
-    while places.total() < kills:
+    phases, runs, equal = collections.Counter(), 0, 0
+    while phases.total() < kills:
         run_dir = folder / f"killed_{runs}"
         module, args = make_args(method, run_dir, folder / "demos", **flags, checkpoint_every=2)
         runs += 1
@@ -74,23 +74,23 @@ def kill_runs(
             # Each attempt is a forked process, which needs no new imports, and lasts up to a quarter of a run's time.
             child = multiprocessing.get_context("fork").Process(target=module.main, args=(args,))
             child.start()
-            child.join(longest * rng.random() if places.total() < kills else None)
+            child.join(longest * rng.random() if phases.total() < kills else None)
             if child.exitcode is None:
                 child.kill()
                 child.join()
-                places[place(run_dir, args.num_cycles)] += 1
+                phases[phase(run_dir, args.num_cycles)] += 1
         if child.exitcode != 0:
             sys.exit(f"{method}: a resumed run failed with status {child.exitcode}")
         different = differences(result(run_dir), expected)
         equal += not different
-        print(f"{method}, {flags}: run {runs} after {places.total()} kills: {different if different else 'bit-equal'}")
-    return places, runs, equal
+        print(f"{method}, {flags}: run {runs} after {phases.total()} kills: {different if different else 'bit-equal'}")
+    return phases, runs, equal
 
 
 def main(args: Args) -> None:
-    """Print the seed, each result, and the kills per place."""
+    """Print the seed, each result, and the kills per phase."""
     seed = random.randrange(10**6) if args.seed is None else args.seed
-    rng, places, runs, equal = random.Random(seed), collections.Counter(), 0, 0
+    rng, phases, runs, equal = random.Random(seed), collections.Counter(), 0, 0
     print(f"seed {seed}")
     torch.set_num_threads(1)
     os.environ.setdefault("WANDB_MODE", "offline")
@@ -98,8 +98,8 @@ def main(args: Args) -> None:
         share = (i + 1) * args.kills // len(CASES) - i * args.kills // len(CASES)
         with tempfile.TemporaryDirectory() as folder:
             new = kill_runs(method, flags, share, rng, Path(folder))
-        places, runs, equal = places + new[0], runs + new[1], equal + new[2]
-    print(f"{places.total()} kills: " + ", ".join(f"{count} in {name}" for name, count in sorted(places.items())))
+        phases, runs, equal = phases + new[0], runs + new[1], equal + new[2]
+    print(f"{phases.total()} kills: " + ", ".join(f"{count} in {name}" for name, count in sorted(phases.items())))
     print(f"{equal} of {runs} results are bit-equal to the undisturbed run")
     sys.exit(equal != runs)
 

@@ -79,7 +79,7 @@ Methods = dict[str, list[Run]]  # the runs of each method, in the order of figur
 Panels = dict[str, Methods]  # by title
 
 
-def _place(method: str) -> tuple[int, str]:
+def _order(method: str) -> tuple[int, str]:
     base = method.partition(",")[0]
     return list(COLOURS).index(base) if base in COLOURS else len(COLOURS), method
 
@@ -87,7 +87,7 @@ def _place(method: str) -> tuple[int, str]:
 def group_runs(loaded: Iterable[Run], title: Callable[[Run], str]) -> Panels:
     """Runs by the title of their panel and by method, in the order of figures."""
     panels: Panels = defaultdict(lambda: defaultdict(list))
-    for run in sorted(loaded, key=lambda run: (title(run), _place(run.method), run.env_id, run.seed)):
+    for run in sorted(loaded, key=lambda run: (title(run), _order(run.method), run.env_id, run.seed)):
         panels[title(run)][run.method].append(run)
     return panels
 
@@ -199,7 +199,7 @@ def write_csv(path: Path, lines: list[dict[str, Any]]) -> None:
 def looks(methods: Iterable[str]) -> dict[str, dict[str, Any]]:
     """Colour and line of each method: the paper's methods look the same in every figure, and rate 5 is dashed."""
     look, others = {}, defaultdict(lambda: itertools.cycle(OTHER_STYLES))
-    for method in sorted(methods, key=_place):
+    for method in sorted(methods, key=_order):
         base = method.partition(",")[0]
         colour = COLOURS.get(base, OTHER_COLOUR)
         style = ("--" if base.endswith(":5") else "-") if method in COLOURS else next(others[colour])
@@ -249,10 +249,10 @@ def draw_curves(path: Path, panels: Panels, heading: str) -> None:
             axes.xaxis.set_major_formatter(lambda step, _: f"{step / 1000:g}k")
         highest = axes.get_ylim()[1]
         axes.set_ylim(lowest - 0.03 * (highest - lowest))  # of all panels; a curve at 0 stays visible above the axis
-        names = sorted(handles, key=_place)
-        place = {"loc": "outside lower center", "frameon": False, "handlelength": 2.8}
-        place["ncols"] = max(1, 100 // (6 + max(map(len, names))))  # that fit in 6.5 inches
-        figure.legend([handles[name] for name in names], names, **place)
+        names = sorted(handles, key=_order)
+        look = {"loc": "outside lower center", "frameon": False, "handlelength": 2.8}
+        look["ncols"] = max(1, 100 // (6 + max(map(len, names))))  # that fit in 6.5 inches
+        figure.legend([handles[name] for name in names], names, **look)
         figure.supylabel("episodic return, mean ± std", fontsize=8)
         figure.suptitle(heading, fontsize=9)
         figure.savefig(path, dpi=200)

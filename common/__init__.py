@@ -5,7 +5,7 @@ class UserError(ValueError):
     """A mistake that the user can fix; `launch.launch` prints its one sentence instead of a traceback."""
 
 
-class Waiting(Exception):
+class FilesNeeded(Exception):
     """A run has stopped until the file that it needs is there; `launch.launch` prints which one."""
 
 

@@ -34,7 +34,7 @@ import numpy as np
 import torch
 import tyro
 
-from common import UserError, Waiting, envs, files, rollouts
+from common import FilesNeeded, UserError, envs, files, rollouts
 from common.envs import EnvSpec
 from common.replay import ANNOTATE_CHUNK
 from common.rollouts import Episode
@@ -132,7 +132,7 @@ def deployed(folder: Path, policy: torch.nn.Module, sigma: float, env: EnvSpec, 
     """The episodes that you deployed elsewhere for `missing` environment steps.
 
     Raises:
-        Waiting: their file isn't there yet; the policy is exported into `folder`.
+        FilesNeeded: their file isn't there yet; the policy is exported into `folder`.
         UserError: the file is damaged, has the wrong content, or has a whole episode too many.
     """
     path = folder / "episodes.npz"
@@ -158,7 +158,7 @@ def _wait(folder: Path, sentence: str, request: dict[str, Any]) -> None:
     """Write `waiting.json` for programs, then stop the run with the sentence for people."""
     request |= {"folder": folder.name, "cycle": int(folder.name[6:])}
     files.save_json(folder.parent / WAITING, request)
-    raise Waiting(f"{sentence}; then go on with --resume {folder.parent}")
+    raise FilesNeeded(f"{sentence}; then go on with --resume {folder.parent}")
 
 
 def export(policy: torch.nn.Module, env: EnvSpec, path: Path) -> None:
@@ -181,7 +181,7 @@ def annotated(
         fraction: the share of the states to annotate; the random numbers of `stream` choose them.
 
     Raises:
-        Waiting: the answers aren't there yet; the states are in `folder`.
+        FilesNeeded: the answers aren't there yet; the states are in `folder`.
         UserError: the answers aren't finite actions in [-1, 1], one for each state.
     """
     taken = folder / "annotated.npz"

@@ -27,7 +27,7 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from common import Interrupted, UserError, Waiting, envs, files, teachers
+from common import FilesNeeded, Interrupted, UserError, envs, files, teachers
 from common.envs import EnvSpec
 from common.teachers import Teacher
 
@@ -235,7 +235,7 @@ def launch(args_type: type, main: Callable[[Any], Path]) -> None:
         sys.exit(128 + signal.SIGINT)
     except UserError as error:
         sys.exit(f"error: {error}")
-    except Waiting as stop:
+    except FilesNeeded as stop:
         print(f"waiting: {stop}")
         sys.exit(os.EX_TEMPFAIL)  # 75
     except Interrupted as stop:

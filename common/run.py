@@ -24,9 +24,9 @@ import torch
 from tqdm import tqdm
 
 from common import (
+    FilesNeeded,
     Interrupted,
     UserError,
-    Waiting,
     elsewhere,
     envs,
     evaluate,
@@ -226,7 +226,7 @@ class Run:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._interrupt.stop()
         self._workers.close()
-        failed = kind is not None and not issubclass(kind, Waiting)
+        failed = kind is not None and not issubclass(kind, FilesNeeded)
         with contextlib.suppress(OSError):  # a full disk, which the run has already reported
             self._metrics.close(int(failed), preempted=failed and issubclass(kind, Interrupted))
         self._lock.release()
@@ -367,7 +367,7 @@ class Run:
         With `--deploy elsewhere` the episodes come from a file, with `--annotate elsewhere` the annotations.
 
         Raises:
-            Waiting: a file isn't there yet.
+            FilesNeeded: a file isn't there yet.
             UserError: the policy or the environment returned invalid values.
         """
         missing = actor_steps - self.actor_step

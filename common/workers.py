@@ -170,8 +170,8 @@ def _initialise_worker() -> None:
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
-    def watch() -> None:
+    def exit_with_parent() -> None:
         multiprocessing.parent_process().join()  # returns when the run ends, however it ends
         os._exit(1)
 
-    threading.Thread(target=watch, daemon=True).start()
+    threading.Thread(target=exit_with_parent, daemon=True).start()
