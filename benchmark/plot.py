@@ -250,9 +250,9 @@ def draw_curves(path: Path, panels: Panels, heading: str) -> None:
         highest = axes.get_ylim()[1]
         axes.set_ylim(lowest - 0.03 * (highest - lowest))  # of all panels; a curve at 0 stays visible above the axis
         names = sorted(handles, key=_order)
-        look = {"loc": "outside lower center", "frameon": False, "handlelength": 2.8}
-        look["ncols"] = max(1, 100 // (6 + max(map(len, names))))  # that fit in 6.5 inches
-        figure.legend([handles[name] for name in names], names, **look)
+        legend = {"loc": "outside lower center", "frameon": False, "handlelength": 2.8}
+        legend["ncols"] = max(1, 100 // (6 + max(map(len, names))))  # that fit in 6.5 inches
+        figure.legend([handles[name] for name in names], names, **legend)
         figure.supylabel("episodic return, mean ± std", fontsize=8)
         figure.suptitle(heading, fontsize=9)
         figure.savefig(path, dpi=200)
