@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small import CPU, SMALL, TOY, differences, equal, own, result, run_method, script, words
+from small import CPU, ROOT, SMALL, TOY, differences, equal, own, result, run_method, script, words
 
 from common import UserError, envs, files, teachers, workers
 from common.replay import Replay
@@ -196,3 +196,13 @@ def test_the_suites_episodes_are_the_same_in_workers_and_beside_a_learner_with_m
     assert torch.get_num_threads() == 2
     torch.set_num_threads(1)
     assert equal(there, here)
+
+
+def test_workers_that_cannot_start_say_why(tmp_path):
+    folder = tmp_path / ("long" * 20)
+    folder.mkdir()
+    flags = SMALL | TOY | {"num_workers": 1, "demo_dir": tmp_path, "run_dir": tmp_path / "run"}
+    command = [sys.executable, str(ROOT / "gbrl_d4pg.py"), *words(flags)]
+    done = subprocess.run(command, env=os.environ | {"TMPDIR": str(folder)}, capture_output=True, text=True)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert re.search(r"error: worker processes can't start \(.*too long.*TMPDIR .*--num-workers 0", done.stderr)
