@@ -468,8 +468,7 @@ def main(args: Args) -> Path:
             with run.timed("annotating"):
                 annotate(args, replay, agent.bc_policy, agent.previous_policy, teacher)
             if run.step == first:  # else this line was written before the run was resumed
-                found = diagnose(args, agent, teacher, episodes)
-                run.log(first, found, evaluate=agent.policy if cycle == 1 else None)
+                run.log(first, diagnose(args, agent, teacher, episodes), agent.policy if cycle == 1 else None)
             learn(args, agent, teacher, replay, run, gradients, first, learned_after(args, run.actor_step))
             agent.previous_policy.load_state_dict(agent.policy.state_dict())
             run.end_cycle(agent.policy, agent.critic)
