@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What hasn't been tried without a GPU, once on a machine that has one; the output is kept in results/speed/cuda.txt.
+# Test and time the scripts on a GPU. Install tests/requirements.txt first. The output goes to results/speed/cuda.txt.
 cd "$(dirname "$0")/.." && {
   nvidia-smi --query-gpu=name,driver_version --format=csv,noheader
   python -m pytest tests/test_cuda.py -v

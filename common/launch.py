@@ -256,9 +256,8 @@ class Interrupt:
         """Handle the signals: SIGHUP unless it is ignored, as under nohup, and none outside the main thread."""
         if threading.current_thread() is not threading.main_thread():
             return
-        for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP"):
-            number = getattr(signal, name, None)  # Windows lacks the last two
-            if number and (name != "SIGHUP" or signal.getsignal(number) != signal.SIG_IGN):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
                 self._handlers[number] = signal.signal(number, self._on_signal)
 
     def stop(self) -> None:
