@@ -62,7 +62,10 @@ if __name__ == "__main__":
     names = [word.removeprefix("--name=") for word in sys.argv[1:] if word.startswith("--name=")]
     if len(names) != 1:
         sys.exit(__doc__)
-    file, *flags = command(names[0])
+    try:
+        file, *flags = command(names[0])
+    except ValueError as error:
+        sys.exit(f"error: {error}")
     script = Path(__file__).resolve().parent.parent / file
     more = [word for word in sys.argv[1:] if not word.startswith("--name=")]
     os.execv(sys.executable, [sys.executable, str(script), *flags, *more])
