@@ -85,7 +85,7 @@ def test_the_sweep_of_figure_6_runs_as_wandb_starts_it(tmp_path):
     for name in config["parameters"]["name"]["values"]:
         methods.load(name)
     done = subprocess.run([sys.executable, ROOT / config["program"], "--name=ta"], capture_output=True, text=True)
-    assert done.returncode == 1 and done.stderr.startswith("error: ta is no method of the table: bc, ")
+    assert done.returncode == 1 and done.stderr.startswith("error: ta isn't a method of the table: bc, ")
     small = {key: value for key, value in SMALL.items() if key != "demo_dir"} | {"cuda": False, "bc_steps": 40.0}
     chosen = {"name": "bc_reg_decay:5", "env_id": "pendulum-swingup", "seed": 5, "scale": 0.1} | small
     words = create_sweep_command_args({"args": {key: {"value": value} for key, value in chosen.items()}})
