@@ -12,10 +12,10 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import ModuleType
-from typing import Any, NamedTuple, Protocol
+from types import ModuleType, SimpleNamespace
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -53,51 +53,88 @@ def _suite() -> ModuleType:
     return suite
 
 
-class Env(Protocol):
-    """What rollouts need of a task. An episode depends on its seed and actions only, also when an object is reused."""
+class Env:
+    """A task that rollouts can step. An episode depends on its seed and actions only, also when an object is reused.
 
-    spec: EnvSpec
+    `task` has Gymnasium's methods and spaces: one of dm_control's, one of Gymnasium's, or a class of your own. We only
+    read a space's `shape`, `low` and `high`, or its `spaces`, so your class doesn't need Gymnasium. A class without
+    `reset` and `step` is a task that can't be simulated.
+    """
+
+    def __init__(self, env_id: str) -> None:
+        """Build dm_control's domain-task, Gymnasium's Name-v0, or FILE.py:Class, which is called without arguments.
+
+        Raises:
+            UserError: there is no such task; its actions have no bounds, or it has no time limit.
+            RuntimeError: its own code raises.
+        """
+        build = functools.partial(SuiteTask if is_suite(env_id) else _gymnasium, env_id)
+        self.task = guard(env_id, "building it", load_class(env_id) if is_own(env_id) else build)
+        self._observed, acted = (getattr(self.task, f"{name}_space", None) for name in ("observation", "action"))
+        obs_size = sum(math.prod(box.shape) for box in _boxes(env_id, "observation_space", self._observed))
+        if _boxes(env_id, "action_space", acted) != [acted]:
+            raise UserError(f"{env_id}: action_space must be one Box.")
+        self._dtype = np.dtype(getattr(acted, "dtype", None) or np.float32)
+        if self._dtype.kind != "f":
+            raise UserError(f"{env_id}: its actions are {self._dtype}, and only real numbers can be learned.")
+        self._low, self._high = (np.broadcast_to(np.float64(bound), acted.shape) for bound in (acted.low, acted.high))
+        self._middle, self._half_range = (self._high + self._low) / 2, (self._high - self._low) / 2
+        if not (np.isfinite(self._low).all() and np.isfinite(self._high).all()):
+            raise UserError(f"--env-id {env_id}: its actions have no bounds, so they can't be scaled to [-1, 1].")
+        limit = getattr(self.task, "max_episode_steps", None)
+        limit = limit or getattr(getattr(self.task, "spec", None), "max_episode_steps", None)
+        if limit is None or not 1 <= limit < math.inf:
+            raise UserError(f"--env-id {env_id}: it has no time limit; your own class gives it as max_episode_steps.")
+        simulated = hasattr(self.task, "reset") and hasattr(self.task, "step")
+        self.spec = EnvSpec(env_id, obs_size, self._low.size, math.ceil(limit), simulated)
 
     def reset(self, seed: int, obs: np.ndarray) -> None:
         """Start the episode of this 32-bit seed and write its first observation into `obs`, (obs_size,)."""
-        ...
+        self._steps = 0
+        observation, _ = self._ask("reset", "obs, info", seed=seed)
+        self._write(observation, obs)
 
     def step(self, action: np.ndarray, obs: np.ndarray) -> tuple[float, float, bool]:
         """Take one control step with `action`, (action_size,) in [-1, 1]; write the observation into `obs`.
 
-        Returns reward, discount and whether the episode is over. The discount is dm_env's: 0 after a termination, 1 at
-        a time limit, where the target still bootstraps.
+        Returns reward, discount and whether the episode is over. The discount is 0 after a termination, and 1 at a time
+        limit, where the target still bootstraps.
         """
-        ...
+        wanted = self._middle + self._half_range * action.reshape(self._low.shape)
+        wanted = wanted.clip(self._low, self._high).astype(self._dtype)  # rounding may lead beyond a bound
+        answer = self._ask("step", "obs, reward, terminated, truncated, info", wanted)
+        observation, reward, terminated, truncated, _ = answer
+        self._write(observation, obs)
+        self._steps += 1
+        try:
+            number = float(np.asarray(reward).item())
+        except (TypeError, ValueError):
+            raise UserError(f"{self.spec.env_id}: step returned the reward {reward!r}, expected one number.") from None
+        return number, float(not terminated), bool(terminated or truncated) or self._steps >= self.spec.episode_length
+
+    def _ask(self, what: str, form: str, *args: Any, **kwargs: Any) -> tuple:
+        """Call a method. Raises UserError unless its answer has as many parts as `form`."""
+        answer = guard(self.spec.env_id, what, getattr(self.task, what), *args, **kwargs)
+        if not isinstance(answer, tuple) or len(answer) != len(form.split()):
+            raise UserError(f"{self.spec.env_id}: {what} must return {form}, as Gymnasium's does, not {answer!r}.")
+        return answer
+
+    def _write(self, observation: Any, obs: np.ndarray) -> None:
+        """Write the parts that the space names, in the space's order, into `obs`, (obs_size,)."""
+        leaves = guard(self.spec.env_id, "its observation", _leaves, self._observed, observation)
+        flat = np.concatenate([np.ravel(leaf) for leaf in leaves])
+        if flat.size != obs.size:
+            raise UserError(
+                f"{self.spec.env_id}: it returned an observation of {flat.size} numbers; its space has {obs.size}."
+            )
+        obs[:] = flat
 
 
-def make(env_id: str) -> Env:
-    """The task `env_id`: dm_control's domain-task, Gymnasium's Name-v0, or FILE.py:Class. Or raise UserError."""
-    return SuiteEnv(env_id) if is_suite(env_id) else GymEnv(env_id)
-
-
-def is_suite(env_id: str) -> bool:
-    """Whether `env_id` can only be a task of dm_control's suite; Gymnasium's names end in a version."""
-    return not is_own(env_id) and re.search(r"-v\d+$", env_id) is None
-
-
-def versions(env_id: str) -> list[str]:
-    """The versions that must agree for the same seed and actions to give the same episode."""
-    if is_own(env_id):
-        return [f"file {digest(env_id)}"]
-    packages = ("dm-control" if is_suite(env_id) else "gymnasium", "mujoco")
-    return [f"{package} {importlib.metadata.version(package)}" for package in packages]
-
-
-class SuiteEnv(Env):
-    """A task of dm_control's suite, with its own discounts."""
+class SuiteTask:
+    """A task of dm_control's suite with Gymnasium's methods and spaces."""
 
     def __init__(self, env_id: str) -> None:
-        """Load `env_id`, written `domain-task`, such as `cartpole-swingup`.
-
-        Raises:
-            UserError: no such task, unbounded actions, no time limit, or a task that needs a renderer to run.
-        """
+        """Load `env_id`, written `domain-task`. Raises UserError if there is no such task, or it needs a renderer."""
         suite = _suite()
         names = ["-".join(pair) for pair in suite.ALL_TASKS]
         if env_id not in names:
@@ -112,79 +149,34 @@ class SuiteEnv(Env):
             self.dm_env.reset()
         except RuntimeError as error:  # quadruped-escape draws its terrain
             raise UserError(f"--env-id {env_id}: it can't run without a renderer ({error}).") from error
-        action_spec = self.dm_env.action_spec()
-        low, high = action_spec.minimum, action_spec.maximum
-        obs_size = sum(math.prod(spec.shape) for spec in self.dm_env.observation_spec().values())
-        limit = self.dm_env._step_limit  # dm_control has no public name for it
-        self.spec = _checked_spec(env_id, obs_size, low, high, limit)
-        self._middle, self._half_range = (high + low) / 2, (high - low) / 2
+        self.max_episode_steps = self.dm_env._step_limit  # dm_control has no public name for it
+        action, parts = self.dm_env.action_spec(), self.dm_env.observation_spec()
+        self.action_space = SimpleNamespace(shape=action.shape, low=action.minimum, high=action.maximum, dtype=float)
+        boxes = {name: SimpleNamespace(shape=part.shape, low=-np.inf, high=np.inf) for name, part in parts.items()}
+        self.observation_space = SimpleNamespace(spaces=boxes)
 
-    def reset(self, seed: int, obs: np.ndarray) -> None:
+    def reset(self, seed: int) -> tuple[Any, dict]:
+        """Gymnasium's reset."""
         self.dm_env.task.random.seed(seed)
-        _flatten(self.dm_env.reset().observation.values(), obs)
+        return self.dm_env.reset().observation, {}
 
-    def step(self, action: np.ndarray, obs: np.ndarray) -> tuple[float, float, bool]:
-        timestep = self.dm_env.step(self._middle + self._half_range * action)
-        _flatten(timestep.observation.values(), obs)
-        return timestep.reward, timestep.discount, timestep.last()
+    def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict]:
+        """Gymnasium's step. The suite's discount is 0 at a termination and 1 everywhere else."""
+        timestep = self.dm_env.step(action)
+        return timestep.observation, timestep.reward, timestep.discount == 0, timestep.last(), {}
 
 
-class GymEnv(Env):
-    """A task with Gymnasium's methods and spaces: one of Gymnasium's, or a class of your own, built as `Class()`.
+def is_suite(env_id: str) -> bool:
+    """Whether `env_id` can only be a task of dm_control's suite; Gymnasium's names end in a version."""
+    return not is_own(env_id) and re.search(r"-v\d+$", env_id) is None
 
-    We only read a space's `shape`, `low` and `high`, or its `spaces`, so your class doesn't need Gymnasium. A class
-    without `reset` and `step` is a task that can't be simulated.
-    """
 
-    def __init__(self, env_id: str) -> None:
-        """Build the task. Raises UserError if its spaces or time limit don't fit, RuntimeError if its code raises."""
-        build = load_class(env_id) if is_own(env_id) else functools.partial(_gymnasium, env_id)
-        self._env = guard(env_id, "building it", build)
-        self._observed, acted = (getattr(self._env, f"{name}_space", None) for name in ("observation", "action"))
-        obs_size = sum(math.prod(box.shape) for box in _boxes(env_id, "observation_space", self._observed))
-        if _boxes(env_id, "action_space", acted) != [acted]:
-            raise UserError(f"{env_id}: action_space must be one Box.")
-        self._dtype = np.dtype(getattr(acted, "dtype", None) or np.float32)
-        if self._dtype.kind != "f":
-            raise UserError(f"{env_id}: its actions are {self._dtype}, and only real numbers can be learned.")
-        self._low, self._high = (np.broadcast_to(np.float64(bound), acted.shape) for bound in (acted.low, acted.high))
-        limit = getattr(self._env, "max_episode_steps", None)
-        limit = limit or getattr(getattr(self._env, "spec", None), "max_episode_steps", None)
-        simulated = hasattr(self._env, "reset") and hasattr(self._env, "step")
-        self.spec = _checked_spec(env_id, obs_size, self._low, self._high, limit, simulated)
-
-    def reset(self, seed: int, obs: np.ndarray) -> None:
-        self._steps = 0
-        observation, _ = self._ask("reset", "obs, info", seed=seed)
-        self._write(observation, obs)
-
-    def step(self, action: np.ndarray, obs: np.ndarray) -> tuple[float, float, bool]:
-        unit = action.reshape(self._low.shape).astype(np.float64)
-        wanted = np.clip((self._high + self._low) / 2 + (self._high - self._low) / 2 * unit, self._low, self._high)
-        answer = self._ask("step", "obs, reward, terminated, truncated, info", wanted.astype(self._dtype))
-        observation, reward, terminated, truncated, _ = answer
-        self._write(observation, obs)
-        self._steps += 1
-        if np.size(reward) != 1 or not np.issubdtype(np.asarray(reward).dtype, np.number):
-            raise UserError(f"{self.spec.env_id}: step returned the reward {reward!r}, expected one number.")
-        over = bool(terminated or truncated) or self._steps >= self.spec.episode_length
-        return float(np.asarray(reward).item()), float(not terminated), over
-
-    def _ask(self, what: str, form: str, *args: Any, **kwargs: Any) -> tuple:
-        """Call a method. Raises UserError unless its answer has as many parts as `form`."""
-        answer = guard(self.spec.env_id, what, getattr(self._env, what), *args, **kwargs)
-        if not isinstance(answer, tuple) or len(answer) != len(form.split()):
-            raise UserError(f"{self.spec.env_id}: {what} must return {form}, as Gymnasium's does, not {answer!r}.")
-        return answer
-
-    def _write(self, observation: Any, obs: np.ndarray) -> None:
-        """Write the parts that the space names, in the space's order, into `obs`, (obs_size,)."""
-        leaves = guard(self.spec.env_id, "its observation", _leaves, self._observed, observation)
-        if (size := sum(map(np.size, leaves))) != obs.size:
-            raise UserError(
-                f"{self.spec.env_id}: it returned an observation of {size} numbers; its space has {obs.size}."
-            )
-        _flatten(leaves, obs)
+def versions(env_id: str) -> list[str]:
+    """The versions that must agree for the same seed and actions to give the same episode."""
+    if is_own(env_id):
+        return [f"file {digest(env_id)}"]
+    packages = ("dm-control" if is_suite(env_id) else "gymnasium", "mujoco")
+    return [f"{package} {importlib.metadata.version(package)}" for package in packages]
 
 
 def _gymnasium(env_id: str) -> Any:
@@ -215,27 +207,11 @@ def _leaves(space: Any, value: Any) -> list[Any]:
     return [leaf for key in inner for leaf in _leaves(inner[key], parts[key])]
 
 
-def _flatten(values: Iterable[Any], out: np.ndarray) -> None:
-    """Write all numbers, in their order, into `out`, (obs_size,)."""
-    np.concatenate([np.ravel(value) for value in values], out=out, casting="same_kind")
-
-
-def _checked_spec(
-    env_id: str, obs_size: int, low: np.ndarray, high: np.ndarray, limit: float | None, simulated: bool = True
-) -> EnvSpec:
-    """The sizes of a task. Raises UserError if its actions have no bounds, or it has no time limit."""
-    if not (np.isfinite(low).all() and np.isfinite(high).all()):
-        raise UserError(f"--env-id {env_id}: its actions have no bounds, so they can't be scaled to [-1, 1].")
-    if limit is None or not 1 <= limit < math.inf:
-        raise UserError(f"--env-id {env_id}: it has no time limit; your own class gives it as max_episode_steps.")
-    return EnvSpec(env_id, obs_size, low.size, math.ceil(limit), simulated)
-
-
 @functools.cache
 def spec(env_id: str) -> EnvSpec:
-    """Sizes of the task `env_id`. Raises UserError as `make` does, or if one seed gives different starts."""
-    env = make(env_id)
-    if isinstance(env, GymEnv) and env.spec.simulated:
+    """Sizes of the task `env_id`. Raises UserError as `Env` does, or if one seed gives different starts."""
+    env = Env(env_id)
+    if env.spec.simulated:
         first, again = np.zeros((2, env.spec.obs_size), np.float32)
         env.reset(0, first)
         env.reset(0, again)

@@ -109,7 +109,7 @@ def _with_renderer(env_id: str, function: str, *words: str) -> None:
 
 def draw_start(env_id: str) -> None:
     """Draw the start of an episode with this process's renderer. Raises what the renderer raises."""
-    env = envs.SuiteEnv(env_id).dm_env
+    env = envs.SuiteTask(env_id).dm_env
     env.reset()
     _picture(env)
     env.close()  # at the interpreter's exit, OSMesa's clean-up would print tracebacks
@@ -126,7 +126,7 @@ def _picture(env: Any) -> np.ndarray:
 def film_here(output: str, seed: str, *paths: str) -> None:
     """What `film` says, with this process's renderer."""
     films, env_id = [], snapshots.load(Path(paths[0]), torch.device("cpu")).env_id
-    env = envs.SuiteEnv(env_id)
+    env = envs.Env(env_id)
     for path in paths:
         frames, episodic_return = _frames(env, snapshots.load(Path(path), torch.device("cpu")), int(seed))
         films.append(frames)
@@ -136,19 +136,19 @@ def film_here(output: str, seed: str, *paths: str) -> None:
     # One palette without dithering keeps still parts of the picture identical, which GIF stores for nothing.
     palette = Image.fromarray(np.concatenate(frames[:: len(frames) // 4 + 1])).quantize(128)
     images = [Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
-    duration = 1000 * _every(env) * env.dm_env.control_timestep()
+    duration = 1000 * _every(env) * env.task.dm_env.control_timestep()
     buffer = io.BytesIO()
     images[0].save(buffer, "GIF", save_all=True, append_images=images[1:], duration=duration, loop=0)
     files.write_atomically(Path(output), buffer.getvalue())
-    env.dm_env.close()
+    env.task.dm_env.close()
 
 
-def _every(env: envs.SuiteEnv) -> int:
+def _every(env: envs.Env) -> int:
     """Steps from one frame to the next."""
     return math.ceil(env.spec.episode_length / MAX_FRAMES)
 
 
-def _frames(env: envs.SuiteEnv, snapshot: snapshots.Snapshot, seed: int) -> tuple[list[np.ndarray], float]:
+def _frames(env: envs.Env, snapshot: snapshots.Snapshot, seed: int) -> tuple[list[np.ndarray], float]:
     """The frames of the first episode that `score` runs, and its return."""
     frames, rewards, last = [], [], False
     # The same ten rows, thread and seed as in `rollouts.run_block`, so that this is the scored episode bit for bit.
@@ -157,7 +157,7 @@ def _frames(env: envs.SuiteEnv, snapshot: snapshots.Snapshot, seed: int) -> tupl
     with rollouts.one_thread(), torch.inference_mode():
         while not last:
             if len(rewards) % _every(env) == 0:
-                frames.append(_picture(env.dm_env))
+                frames.append(_picture(env.task.dm_env))
             reward, _, last = env.step(snapshot.action(torch.from_numpy(obs))[0].numpy(), obs[0])
             rewards.append(np.float32(reward))
     return frames, float(np.sum(rewards, dtype=np.float64))

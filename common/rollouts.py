@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from common import UserError
-from common.envs import Env, EnvSpec, make, spec
+from common.envs import Env, EnvSpec, spec
 
 BLOCK = 10  # episodes stepped in lockstep [ours: a forward pass costs the same for 1 and for 10 rows]
 # A run's random streams. Demonstrations use their teacher's hash instead.
@@ -99,7 +99,7 @@ def stream_seed(seed: int, stream: int) -> int:
 
 @functools.cache
 def _envs(env_id: str) -> list[Env]:
-    return [make(env_id) for _ in range(BLOCK)]
+    return [Env(env_id) for _ in range(BLOCK)]
 
 
 def run_block(env_id: str, actor: Actor, sigma: float, stream: tuple[int, ...], indices: range) -> list[Episode]:

@@ -7,7 +7,6 @@ import tempfile
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
 import torch
 
 from common import UserError, elsewhere, envs, files, snapshots
@@ -39,13 +38,13 @@ class UserTeacher:
 
     def __init__(self, name: str, env: EnvSpec, device: torch.device) -> None:
         """Build `Class(env_id, device)` of FILE.py:Class and test it once. Raises UserError if an answer is invalid."""
-        self._name, self._env, self._device = name, env, device
+        self._name, self._env = name, env
         self.sha256, build = digest(name), load_class(name)
         self._teacher = guard(name, "building it", build, env.env_id, device)
         self.gives_gradients = hasattr(self._teacher, "action_gradient")
         self.action(torch.zeros(2, env.obs_size, device=device))
         if self.gives_gradients:
-            self.check_gradient(*(np.zeros((2, size), np.float32) for size in (env.obs_size, env.action_size)))
+            self.action_gradient(*(torch.zeros(2, size, device=device) for size in (env.obs_size, env.action_size)))
 
     def __reduce__(self) -> tuple:
         return _built, (self._name, self._env, torch.device("cpu"))  # workers have no GPU
@@ -65,17 +64,8 @@ class UserTeacher:
         return check_action(self._ask("action", obs), f"{self._name}: action")
 
     def action_gradient(self, obs: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
-        """The class's dQ*/da, (B, action_size). It runs at every update, so the run checks for NaN, not this method."""
+        """The class's dQ*/da, (B, action_size). NaN shows in the loss or the parameters, where the run looks for it."""
         return self._ask("action_gradient", obs, action)
-
-    def check_gradient(self, obs: np.ndarray, action: np.ndarray) -> None:
-        """Raise UserError if a gradient at `obs` (B, obs_size), `action` (B, action_size) isn't finite."""
-        gradient = self.action_gradient(*(torch.from_numpy(values).to(self._device) for values in (obs, action)))
-        bad = (~torch.isfinite(gradient)).any(-1).nonzero()
-        if len(bad) > 0:
-            i = int(bad[0])
-            at = f"at observation {obs[i].tolist()} and action {action[i].tolist()}"
-            raise UserError(f"{self._name}: action_gradient returned {gradient[i].tolist()} {at}.")
 
 
 @functools.cache
@@ -173,6 +163,4 @@ def demonstrations(
     episodes = workers.episodes(teacher.action, sigma, stream, range(num_episodes), "demonstrations")
     if path is not None:
         files.save_arrays(path, **pack(episodes))
-    elif teacher.gives_gradients:
-        teacher.check_gradient(episodes[0].obs[:-1], episodes[0].action)
     return episodes

@@ -48,7 +48,7 @@ def test_a_task_is_gymnasiums_own_with_its_actions_scaled(task):
     """Pushed along their motion both gain energy; the car gets to the top, the pendulum is cut off after 200 steps."""
     gymnasium = pytest.importorskip("gymnasium")
     scale = 10 if task == "Pendulum" else 1  # the example's reward is a tenth
-    env = envs.make(f"{EXAMPLES}/gymnasium_env.py:{task}" if scale == 10 else task)
+    env = envs.Env(f"{EXAMPLES}/gymnasium_env.py:{task}" if scale == 10 else task)
     own = gymnasium.make("Pendulum-v1" if scale == 10 else task)
     obs, lengths = np.zeros(env.spec.obs_size, np.float32), []
     for seed in (7, 8, 7):  # a used environment starts a seed's episode anew
@@ -80,7 +80,7 @@ def test_a_gymnasium_task_that_does_not_fit_is_one_sentence(monkeypatch):
             envs.spec(task)
     monkeypatch.setitem(sys.modules, "gymnasium", None)
     with pytest.raises(UserError, match="--env-id Swimmer-v5 needs Gymnasium: pip install gymnasium"):
-        envs.make("Swimmer-v5")
+        envs.Env("Swimmer-v5")
 
 
 def test_a_gymnasium_task_by_command_line_with_and_without_workers(tmp_path):

@@ -129,7 +129,7 @@ def test_noise_has_the_standard_deviation_that_was_asked_for():
 @pytest.mark.parametrize("task", ("cheetah-run", "quadruped-walk"))
 def test_a_task_is_dm_controls_own_with_its_actions_scaled(task):
     """The quadruped's joints have other ranges than [-1, 1]."""
-    env, own = envs.make(task), envs.make(task).dm_env  # which has been used before
+    env, own = envs.Env(task), envs.Env(task).task.dm_env  # which has been used before
     own.task.random.seed(5)
     obs, spec, timestep = np.zeros(env.spec.obs_size, np.float32), own.action_spec(), own.reset()
     env.reset(5, obs)
