@@ -32,32 +32,31 @@ class Pending:
     """A submitted block. It runs again if its worker dies, and gives the same bits because it is a pure function."""
 
     def __init__(self, workers: "Workers", arguments: tuple[Any, ...]) -> None:
-        """Keep the arguments of `_run_block`. `Workers` sets `future` when the block begins."""
-        self._workers, self._tries, self.arguments, self.future = workers, 0, arguments, Future()
+        """Begin `_run_block` with these arguments."""
+        self._workers, self._arguments = workers, arguments
+        self._future = workers.begin(arguments)
 
     def __str__(self) -> str:
-        env_id, _, _, stream, indices = self.arguments
+        env_id, _, _, stream, indices = self._arguments
         return f"episodes {indices.start}-{indices.stop - 1} of stream {stream} on {env_id}"
 
     def done(self) -> bool:
-        """Whether `result` returns at once."""
-        return self.future.done()
+        """Whether `result` returns at once, unless the block's worker died."""
+        return self._future.done()
 
     def result(self) -> list[Episode]:
-        """Wait for the episodes and return them in order. Raises UserError if workers die MAX_TRIES times."""
-        while True:
+        """Wait for the episodes and return them in order. Raises UserError if workers die MAX_TRIES times.
+
+        Losing one worker ends them all; then each block begins again once its `result` is asked for.
+        """
+        for tries in itertools.count(1):
             try:
-                episodes = self.future.result()
-                self._workers.uncollected.pop(self, None)
-                return episodes
+                return self._future.result()
             except BrokenProcessPool as error:
-                self._tries += 1
-                if self._tries == MAX_TRIES:
-                    raise UserError(
-                        f"{self}: workers died {MAX_TRIES} times meanwhile, the last time with {error!r}."
-                    ) from error
+                if tries == MAX_TRIES:
+                    raise UserError(f"{self}: workers died {tries} times meanwhile, the last: {error!r}.") from error
                 print(f"a worker was lost in {self}: {error!r}; running it again.", file=sys.stderr)
-                self._workers.run_again()
+                self._future = self._workers.begin(self._arguments)
 
 
 def _run_block(
@@ -78,7 +77,6 @@ class Workers:
         """Start nothing yet; processes start with the first block. `env` is the task of all episodes."""
         self._env, self.num_workers = env, num_workers
         self._pool: ProcessPoolExecutor | None = None
-        self.uncollected: dict[Pending, None] = {}  # in the order in which they began
 
     def submit(self, actor: Actor, sigma: float, stream: tuple[int, ...], indices: range) -> Pending:
         """Run one block with the actor as it is now: later changes to its weights don't affect the block.
@@ -88,37 +86,29 @@ class Workers:
         """
         if isinstance(actor, torch.nn.Module):
             actor = copy.deepcopy(actor).cpu()
-        block = Pending(self, (self._env.env_id, pickle.dumps(actor), sigma, stream, indices))
-        if self.num_workers == 0:
-            block.future.set_result(_run_block(*block.arguments))
-        else:
-            self.uncollected[block] = None
-            self._begin(block)
-        return block
+        return Pending(self, (self._env.env_id, pickle.dumps(actor), sigma, stream, indices))
 
-    def _begin(self, block: Pending) -> None:
-        if self._pool is None:
-            # A fork server's children come from a process that never ran torch, CUDA or a thread: clean and fast.
-            context = multiprocessing.get_context("forkserver")
-            context.set_forkserver_preload(["torch", "dm_control.suite"])
-            self._pool = ProcessPoolExecutor(self.num_workers, context, _initialise_worker)
+    def begin(self, arguments: tuple[Any, ...]) -> Future:
+        """Run `_run_block` in a worker, or at once if there are none; a pool that lost a worker is replaced."""
+        if self.num_workers == 0:
+            done: Future = Future()
+            done.set_result(_run_block(*arguments))
+            return done
         try:
-            block.future = self._pool.submit(_run_block, *block.arguments)
-        except BrokenProcessPool as error:  # an idle worker died; `result` begins the block again
-            block.future = Future()
-            block.future.set_exception(error)
+            if self._pool is None:
+                # A fork server's children come from a process that never ran torch, CUDA or a thread: clean and fast.
+                context = multiprocessing.get_context("forkserver")
+                context.set_forkserver_preload(["torch", "dm_control.suite"])
+                self._pool = ProcessPoolExecutor(self.num_workers, context, _initialise_worker)
+            return self._pool.submit(_run_block, *arguments)
+        except BrokenProcessPool:
+            self.close()
+            return self.begin(arguments)
         except OSError as error:
             raise UserError(
                 f"worker processes can't start ({error}); set TMPDIR to a folder with a short path, where their "
                 "sockets fit, or run without them: --num-workers 0."
             ) from error
-
-    def run_again(self) -> None:
-        """Replace a pool that lost a worker, and begin its unfinished blocks again."""
-        self.close()  # this completes every future
-        for block in self.uncollected:
-            if block.future.exception() is not None:
-                self._begin(block)
 
     def episodes(
         self, actor: Actor, sigma: float, stream: tuple[int, ...], indices: range, desc: str

@@ -138,9 +138,7 @@ def test_a_worker_that_always_dies_becomes_an_error(tmp_path, capfd):
     spec = envs.spec(TOY["env_id"])
     teacher = teachers.load(own(tmp_path, "AlwaysDies", CODE), spec, "demonstrations", CPU)
     pool = Workers(spec, 1)
-    with pytest.raises(
-        UserError, match=r"episodes 0-9 .* workers died 3 times meanwhile, the last time with BrokenProcessPool"
-    ):
+    with pytest.raises(UserError, match=r"episodes 0-9 .* workers died 3 times meanwhile, the last: Broken"):
         pool.episodes(teacher.action, 0.0, (7,), range(40), "dies")
     pool.close()
     assert capfd.readouterr().err.count("running it again") == workers.MAX_TRIES - 1
