@@ -24,7 +24,7 @@ import tyro
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from small import SMALL, differences, make_args, result, run_method  # noqa: E402
+from small import differences, make_args, result, run_method  # noqa: E402
 
 from common import UserError, files  # noqa: E402
 
@@ -46,21 +46,18 @@ class Args:
     """seed of the kill times; default: a random one, which is printed"""
 
 
-def phase(run_dir: Path, num_cycles: int) -> str:
-    """Where a run was at its last checkpoint, in words."""
+def phase(run_dir: Path) -> str:
+    """The cycle of a run's last checkpoint, in words."""
     try:
-        content = files.load_torch(run_dir / "checkpoint.pt", "checkpoint")
+        return f"cycle {files.load_torch(run_dir / 'checkpoint.pt', 'checkpoint')['cycle']}"
     except UserError:
-        return "before its first checkpoint"
-    if content["cycle"] == 0:
-        return "cloning" if content["step"] < SMALL["bc_steps"] else "critic evaluation"
-    return f"cycle {content['cycle']}" if content["cycle"] <= num_cycles else "its report"
+        return "the start"
 
 
 def kill_runs(
     method: str, flags: dict[str, object], kills: int, rng: random.Random, folder: Path
 ) -> tuple[collections.Counter, int, int]:
-    """Kill runs of one case `kills` times; returns the kills per phase, the runs, and how many runs were bit-equal."""
+    """Kill runs of one case `kills` times; returns the kills per cycle, the runs, and how many runs were bit-equal."""
     began = time.perf_counter()
     alone = run_method(method, folder / "alone", folder / "demos", **(flags | {"track": False}))
     longest, expected = (time.perf_counter() - began) / 4, result(alone)
@@ -78,7 +75,7 @@ def kill_runs(
             if child.exitcode is None:
                 child.kill()
                 child.join()
-                phases[phase(run_dir, args.num_cycles)] += 1
+                phases[phase(run_dir)] += 1
         if child.exitcode != 0:
             sys.exit(f"{method}: a resumed run failed with status {child.exitcode}")
         different = differences(result(run_dir), expected)
@@ -88,7 +85,7 @@ def kill_runs(
 
 
 def main(args: Args) -> None:
-    """Print the seed, each result, and the kills per phase."""
+    """Print the seed, each result, and the kills per cycle."""
     seed = random.randrange(10**6) if args.seed is None else args.seed
     rng, phases, runs, equal = random.Random(seed), collections.Counter(), 0, 0
     print(f"seed {seed}")

@@ -6,7 +6,7 @@
 
 `train` retrains a shipped teacher from scratch, with its own command; the policy of the last cycle is the teacher.
 `ship` scores a policy of a training run and makes it a shipped teacher: choose it by its evaluations. `report`
-scores all shipped teachers again and rewrites the manifest.
+scores all shipped teachers and writes the manifest; run it after `ship`.
 """
 
 import shlex
@@ -27,6 +27,7 @@ sys.path.insert(0, str(ROOT))  # so that it runs from any folder
 from common import UserError, evaluate, files, report, snapshots, teachers  # noqa: E402
 
 RESULTS = ROOT / "benchmark" / "results" / "teachers"
+FACTS = ("actor_step", "learner_step", "cycle", "command", "versions")  # of a snapshot, for the manifest
 SCORE_EPISODES = 100  # behind the score that we report for a teacher [ours]
 
 
@@ -74,20 +75,20 @@ class Ship:
         lines = [line for line in report.read_metrics(self.run_dir / "metrics.jsonl") if "eval/episodic_return" in line]
         curve = [{"env_steps": int(line["actor_step"]), "return": line["eval/episodic_return"]} for line in lines]
         write_csv(RESULTS / f"{content['env_id']}.csv", curve)
-        manifest = teachers.SHIPPED / "manifest.json"
-        known = files.load_json(manifest, "manifest") if manifest.exists() else {}
-        save_manifest(known | {path.name: entry(path, returned)})
         print(f"{path}: {returned['mean']:.1f}, 95 % interval {returned['ci95'][0]:.1f} to {returned['ci95'][1]:.1f}")
 
 
 @dataclass
 class Report:
-    """Score all shipped teachers again, rewrite the manifest and print the scores as a table."""
+    """Score all shipped teachers, write the manifest and print the scores as a table."""
 
     def __call__(self) -> None:
-        paths = tqdm(shipped(), "scoring", disable=None, leave=False)
-        manifest = {path.name: entry(path, score(path)) for path in paths}
-        save_manifest(manifest)
+        manifest = {}
+        for path in tqdm(shipped(), "scoring", disable=None, leave=False):
+            snapshot = snapshots.load(path, torch.device("cpu"))
+            facts = {name: snapshot.metadata[name] for name in FACTS}
+            manifest[path.name] = {"return": score(path), **facts, "file_sha256": snapshot.sha256}
+        files.save_json(teachers.SHIPPED / "manifest.json", manifest)
         print("| teacher | return | 95 % interval | environment steps |\n|---|---|---|---|")
         for name, content in manifest.items():
             (low, high), mean = content["return"]["ci95"], content["return"]["mean"]
@@ -103,18 +104,6 @@ def score(path: Path) -> dict[str, Any]:
     """Mean, interval and spread of a snapshot's return on noise-free episodes that no run ever sees."""
     snapshot = snapshots.load(path, torch.device("cpu"))
     return report.summarise(evaluate.score(snapshot, SCORE_EPISODES, seed=0, num_workers=2))
-
-
-def entry(path: Path, returned: dict[str, Any]) -> dict[str, Any]:
-    """The manifest's entry for a shipped snapshot."""
-    snapshot = snapshots.load(path, torch.device("cpu"))
-    facts = {name: snapshot.metadata[name] for name in ("actor_step", "learner_step", "cycle", "command", "versions")}
-    return {"return": returned, **facts, "file_sha256": snapshot.sha256}
-
-
-def save_manifest(manifest: dict[str, Any]) -> None:
-    """Write the manifest, sorted by file name."""
-    files.save_json(teachers.SHIPPED / "manifest.json", dict(sorted(manifest.items())))
 
 
 if __name__ == "__main__":

@@ -49,14 +49,12 @@ class Args:
 
 
 def filled(transitions: int, device: torch.device) -> Replay:
-    """A full replay of random walker-run episodes, which repeats the same thousand."""
-    rng, num_episodes = np.random.default_rng(0), transitions // 1000
-    replay = Replay(num_episodes * 1000, WALKER.obs_size, WALKER.action_size, 5, 0.99, device)
+    """A full replay, which repeats one random episode of walker-run."""
     shapes = [(1001, WALKER.obs_size), (1000, WALKER.action_size), (1000,), (1000,)]
-    count = min(num_episodes, 1000)
-    episodes = [Episode(*(rng.uniform(-1, 1, shape).astype(np.float32) for shape in shapes)) for _ in range(count)]
-    for start in range(0, num_episodes, 1000):
-        replay.append(episodes[: num_episodes - start])
+    rng, num_episodes = np.random.default_rng(0), transitions // 1000
+    episode = Episode(*(rng.uniform(-1, 1, shape).astype(np.float32) for shape in shapes))
+    replay = Replay(num_episodes * 1000, WALKER.obs_size, WALKER.action_size, 5, 0.99, device)
+    replay.append([episode] * num_episodes)
     return replay
 
 
@@ -68,9 +66,7 @@ def make_step(method: str, replay: Replay, device: torch.device, compiled: bool)
     teacher = teachers.load("expert", WALKER, "action_gradients", device)
     script.annotate(args, replay, agent.bc_policy, agent.previous_policy, teacher)
     sampler, count = torch.Generator(device).manual_seed(0), itertools.count(1)
-    compute = script.compute_gradients
-    if compiled:
-        compute = launch.compiled(compute, device)
+    compute = launch.compiled(script.compute_gradients, device) if compiled else script.compute_gradients
 
     def step() -> None:
         batch = replay.sample(args.batch_size, sampler)

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from make_teachers import FACTS
 
 from common import envs, evaluate, files, snapshots, teachers
 
 TASKS = ("cartpole-balance", "cartpole-swingup", "cheetah-run", "finger-spin", "pendulum-swingup", "walker-run")
-FACTS = ("actor_step", "learner_step", "cycle", "command", "versions")
 MANIFEST = files.load_json(teachers.SHIPPED / "manifest.json", "manifest")
 
 
