@@ -232,19 +232,13 @@ def _draw(figure: Any, report: dict[str, Any], steps: np.ndarray, returns: np.nd
         look = {"markersize": 3.5, "elinewidth": 0.9, "capsize": 2} if few else {"markersize": 2, "elinewidth": 0.5}
         label = "deployed, with noise (± standard deviation)"
         axes.errorbar(x, y, error, fmt="o", color=colours["deployed"], zorder=4, label=label, **look)
-    levels = sorted((report[who]["return"]["mean"], who) for who in ("teacher", "clone") if report[who])
-    for level, who in levels:  # their dashes alternate, so that both are seen where they coincide
-        dashes = (5 if who == "clone" else 0, (5, 5))
-        axes.axhline(level, color=colours[who], linestyle=dashes, linewidth=1)
+    for who, style in (("clone", "-"), ("teacher", "--")):  # you see both where they coincide
+        if report[who]:
+            level = report[who]["return"]["mean"]
+            axes.axhline(level, color=colours[who], linestyle=style, linewidth=1, label=f"{who} {level:.0f}")
     low, high = axes.get_ylim()
     room = 0.02 * (high - min(low, 0))  # keeps a curve at 0 visible above the axis
     axes.set(xlim=(-0.015 * last, last), ylim=(-room if returns.min(initial=0) >= 0 else low, high))
-    gap = 0.05 * np.diff(axes.get_ylim()).item()  # the height of a label
-    push = max(0.0, gap - (levels[-1][0] - levels[0][0])) / 2 if len(levels) == 2 else 0.0
-    beside = {"xytext": (4, 0), "textcoords": "offset points", "va": "center", "annotation_clip": False}
-    for (level, who), move in zip(levels, (-push, push), strict=False):
-        at, x_is_share = (1, level + move), axes.get_yaxis_transform()
-        axes.annotate(f"{who} {level:.0f}", at, xycoords=x_is_share, color=colours[who], **beside)
     above = {"xytext": (0, 3), "textcoords": "offset points", "ha": "center", "color": "0.4", "fontsize": 7}
     for start, end, cycle in zip(ends, ends[1:], kept if few else [], strict=False):
         axes.axvline(end, color="0.85", linewidth=0.6, zorder=0)
