@@ -149,18 +149,15 @@ def _every(env: envs.Env) -> int:
 
 
 def _frames(env: envs.Env, snapshot: snapshots.Snapshot, seed: int) -> tuple[list[np.ndarray], float]:
-    """The frames of the first episode that `score` runs, and its return."""
-    frames, rewards, last = [], [], False
-    # The same ten rows, thread and seed as in `rollouts.run_block`, so that this is the scored episode bit for bit.
-    obs = np.zeros((rollouts.BLOCK, env.spec.obs_size), np.float32)
-    env.reset(rollouts.episode_seeds((STREAM, seed), 0)[0], obs[0])
-    with rollouts.one_thread(), torch.inference_mode():
-        while not last:
-            if len(rewards) % _every(env) == 0:
-                frames.append(_picture(env.task.dm_env))
-            reward, _, last = env.step(snapshot.action(torch.from_numpy(obs))[0].numpy(), obs[0])
-            rewards.append(np.float32(reward))
-    return frames, float(np.sum(rewards, dtype=np.float64))
+    """The frames of the first episode that `score` runs, and its return. We run it, then repeat its actions."""
+    stream, obs, frames = (STREAM, seed), np.zeros(env.spec.obs_size, np.float32), []
+    (episode,) = rollouts.run_block(env.spec.env_id, snapshot.action, 0.0, stream, range(1))
+    env.reset(rollouts.episode_seeds(stream, 0)[0], obs)
+    for step, action in enumerate(episode.action):
+        if step % _every(env) == 0:
+            frames.append(_picture(env.task.dm_env))
+        env.step(action, obs)
+    return frames, episode.episodic_return
 
 
 def main(args: Args) -> None:

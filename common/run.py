@@ -7,7 +7,6 @@ repeats what it had done after it, from the same seeds.
 import collections
 import contextlib
 import dataclasses
-import functools
 import hashlib
 import importlib.metadata
 import itertools
@@ -332,20 +331,26 @@ class Run:
         return self.dir / f"cycle_{cycle:04d}"
 
     def demonstrations(self) -> tuple[list[Episode], dict[str, np.ndarray]]:
-        """The teacher's episodes, and annotations that come with them.
+        """The teacher's episodes, seeded by its hash alone, and annotations that come with them.
 
-        A snapshot's are cached in `--demo-dir`, your own class's in `cycle_0000/batch.npz`. Recorded episodes come with
-        `teacher_action` (steps, action_size), their actions before noise; we ask the other teachers for them.
+        A recorded teacher gives its first `--demo-episodes` episodes, or all if it has fewer, with `teacher_action`
+        (steps, action_size), its actions before noise. A snapshot's episodes are cached in `--demo-dir`, those of your
+        own class, whose weights we can't see, in `cycle_0000/batch.npz`.
         """
+        args, teacher = self.args, self.teacher
+        if isinstance(teacher, teachers.Recorded):
+            episodes = teacher.episodes[: args.demo_episodes]
+            return episodes, {"teacher_action": teacher.intended[: rollouts.num_steps(episodes)]}
+        if not self.env.simulated:
+            raise UserError(f"{self.env.env_id} can't be simulated: record its demonstrations, --teacher FILE.npz.")
+        path = self.cycle_dir(0) / "batch.npz"
+        if not isinstance(teacher, teachers.UserTeacher):
+            setting = self.env, args.demo_episodes, args.demo_sigma, Path(args.demo_dir)
+            path = teachers.demonstrations_file(teacher, *setting)
+        asked = teacher.action, args.demo_sigma, (int(teacher.sha256, 16),), range(args.demo_episodes)
         with self.timed("demonstrations"):
-            arguments = self.teacher, self.env, self.args.demo_episodes, self.args.demo_sigma, Path(self.args.demo_dir)
-            make = functools.partial(teachers.demonstrations, *arguments, self._workers)
-            own = isinstance(self.teacher, teachers.UserTeacher)
-            episodes = self._batch(0, make) if own else make()
+            episodes = self._batch(path, lambda: self._workers.episodes(*asked, "demonstrations"))
         self._demonstration_queries = 2 * rollouts.num_steps(episodes)
-        if isinstance(self.teacher, teachers.Recorded):
-            self._demonstration_queries = 0
-            return episodes, {"teacher_action": self.teacher.intended[: rollouts.num_steps(episodes)]}
         return episodes, {}
 
     def score_teacher(self) -> dict[str, float]:
@@ -381,14 +386,13 @@ class Run:
             return episodes
 
         with self.timed("deploying"):
-            episodes = self._batch(self.cycle, run)
+            episodes = self._batch(self.cycle_dir(self.cycle) / "batch.npz", run)
             annotations = self._annotations(self.cycle, episodes, policy)
         self.actor_step += rollouts.num_steps(episodes)
         return episodes, annotations
 
-    def _batch(self, cycle: int, make: Callable[[], list[Episode]]) -> list[Episode]:
-        """Read the episodes in a cycle's folder; if there are none, make and write them."""
-        path = self.cycle_dir(cycle) / "batch.npz"
+    def _batch(self, path: Path, make: Callable[[], list[Episode]]) -> list[Episode]:
+        """Read the episodes in a file; if there is none, make and write them."""
         if path.exists():
             return rollouts.unpack(files.load_arrays(path, "batch", files.REMAKE))
         episodes = make()

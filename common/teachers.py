@@ -1,18 +1,16 @@
-"""Teachers (shipped snapshots, snapshot files, your own classes, recorded episodes) and their demonstrations."""
+"""Teachers: shipped snapshots, snapshot files, your own classes, recorded episodes."""
 
 import functools
 import hashlib
-import sys
 import tempfile
 from pathlib import Path
 from typing import Protocol
 
 import torch
 
-from common import UserError, elsewhere, envs, files, snapshots
+from common import UserError, elsewhere, envs, snapshots
 from common.envs import EnvSpec, digest, guard, is_own, load_class
-from common.rollouts import Episode, check_action, pack, unpack
-from common.workers import Workers
+from common.rollouts import check_action
 
 SHIPPED = Path(__file__).resolve().parent.parent / "teachers"
 GIVES = ("nothing", "demonstrations", "actions", "action_gradients")  # each includes those before it
@@ -131,36 +129,19 @@ def _snapshot(name: str, env: EnvSpec, device: torch.device) -> snapshots.Snapsh
     return teacher
 
 
-def demonstrations(
-    teacher: Teacher, env: EnvSpec, num_episodes: int, sigma: float, folder: Path, workers: Workers
-) -> list[Episode]:
-    """The teacher's episodes, seeded by its hash alone: one data set per teacher.
+def demonstrations_file(teacher: Teacher, env: EnvSpec, num_episodes: int, sigma: float, folder: Path) -> Path:
+    """The file that caches a snapshot's demonstrations; its name holds all that they depend on.
 
-    A recorded teacher gives its first `num_episodes` episodes, or all if it has fewer. A snapshot's are cached in
-    `folder`, in a file whose name holds all that they depend on; a damaged file is made again. Those of your own class
-    aren't cached here, because we can't see its weights.
+    Raises:
+        UserError: `folder` can't be written.
     """
-    if isinstance(teacher, Recorded):
-        return teacher.episodes[:num_episodes]
-    if not env.simulated:
-        raise UserError(f"{env.env_id} can't be simulated, so its demonstrations must be recorded: --teacher FILE.npz.")
-    path = None
-    if not isinstance(teacher, UserTeacher):
-        task = env.env_id.rpartition(":")[2]  # for your own environment: its class; the versions have its hash
-        parts = [task, teacher.sha256[:16], f"sigma{sigma}", *envs.versions(env.env_id), str(num_episodes)]
-        path = folder / ("-".join(parts).replace(" ", "").replace("/", "-") + ".npz")
-        if path.exists():
-            try:
-                return unpack(files.load_arrays(path, "demonstrations", "they are made again"))
-            except UserError as error:
-                print(error, file=sys.stderr)
-        try:  # fail before the work
-            folder.mkdir(parents=True, exist_ok=True)
+    task = env.env_id.rpartition(":")[2]  # for your own environment: its class; the versions have its hash
+    parts = [task, teacher.sha256[:16], f"sigma{sigma}", *envs.versions(env.env_id), str(num_episodes)]
+    path = folder / ("-".join(parts).replace(" ", "").replace("/", "-") + ".npz")
+    try:  # fail before the work
+        folder.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
             tempfile.TemporaryFile(dir=folder).close()
-        except OSError as error:
-            raise UserError(f"{folder} can't be written ({error.strerror}): choose another --demo-dir.") from error
-    stream = (int(teacher.sha256, 16),)
-    episodes = workers.episodes(teacher.action, sigma, stream, range(num_episodes), "demonstrations")
-    if path is not None:
-        files.save_arrays(path, **pack(episodes))
-    return episodes
+    except OSError as error:
+        raise UserError(f"{folder} can't be written ({error.strerror}): choose another --demo-dir.") from error
+    return path
