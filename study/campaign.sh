@@ -32,17 +32,25 @@ full --env-ids cheetah-run --teacher mid --methods $methods
 sweep --scale 0.1 --env-ids $six --teacher mid --methods bc bc_reg_decay:1 bc_reg_decay:5 ta:1 ta:5 ta_qf tg:1 tg:5
 # 4. Eight cycles, as in Figures 4 and 5.
 sweep --scale 0.1 --env-ids $six --num-cycles 8 --methods bc bc_reg bc_reg_decay:5
-# 5. At the paper's budget the methods that its other claims and readings need, then more tasks, then second seeds.
+# 5. At the paper's budget the methods that its other claims and readings need.
 full --env-ids cartpole-swingup cheetah-run --methods bc_reg bc_reg_decay:1 ta:5 tg:5 ta:5,beta-decay ta_qf,beta:5
-full --env-ids walker-run finger-spin pendulum-swingup cartpole-balance --methods bc bc_reg_decay:5 ta:1 ta_qf
-seed=2
-full --env-ids cartpole-swingup cheetah-run --methods $methods
-sweep --scale 0.1 --env-ids $six --methods $tenth
 # 6. A clone below its expert, at a tenth: BC at the rate that A.2 prints, stopped early. The names of runs don't say how
 # a clone was made, so these have folders of their own.
-seed=1 kept=early_clone runs=$runs/early_clone
 early="bc ta:1 bc_reg_decay:1 tg:1 ta_qf ta:5 bc_reg_decay:5 ta:5,beta-decay tg:5 bc_reg ta:1,beta-decay ta_qf,beta:5"
+kept=early_clone runs=$1/early_clone
 for task in pendulum-swingup finger-spin cartpole-swingup cheetah-run cartpole-balance walker-run; do
   run --scale 0.1 --env-ids $task --methods $early -- $one_thread --bc-learning-rate 1e-4 --bc-steps 20000
 done
+kept=campaign runs=$1
+# 7. The paper's budget on its other four tasks, one task at a time.
+nine="bc ta:1 ta_qf bc_reg_decay:1 tg:1 bc_reg_decay:5 ta:5 tg:5 bc_reg"
+for task in pendulum-swingup finger-spin cartpole-balance walker-run; do
+  full --env-ids $task --methods $nine
+done
+# 8. The paper's budget with eight cycles, then with mid-tier teachers, then with second seeds.
+full --env-ids pendulum-swingup cartpole-swingup cheetah-run --num-cycles 8 --methods bc bc_reg bc_reg_decay:5
+full --env-ids cheetah-run pendulum-swingup cartpole-swingup --teacher mid --methods $nine
+seed=2
+full --env-ids cartpole-swingup cheetah-run --methods $methods
+sweep --scale 0.1 --env-ids $six --methods $tenth
 exit $failed
