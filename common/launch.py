@@ -276,11 +276,11 @@ class Interrupt:
     @contextlib.contextmanager
     def later(self) -> Iterator[None]:
         """Inside the block, only remember a first signal, so that the run finishes a step or a file before it ends."""
-        before, self._busy = self._busy, True
+        self._busy = True
         try:
             yield
         finally:
-            self._busy = before
+            self._busy = False
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         again, self._number = bool(self), number
