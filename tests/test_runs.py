@@ -2,7 +2,6 @@
 
 import functools
 import math
-import re
 
 import numpy as np
 import pytest
@@ -157,12 +156,3 @@ def test_a_task_beyond_the_six_online_and_its_policy_as_a_teacher(tmp_path, demo
     assert report(helped)["teacher"]["return"]["episodes"] == SMALL["report_episodes"]
     with pytest.raises(UserError, match=r"it is for point_mass-easy with sizes .*, not cartpole-swingup with"):
         run_method("bc", tmp_path / "foreign", demo_dir, teacher=snapshot)
-
-
-def test_without_a_terminal_each_line_of_the_file_is_told(tmp_path, demo_dir, capsys):
-    run_dir = run_method("bc", tmp_path / "run", demo_dir, **TOY)
-    told = [line for line in capsys.readouterr().out.splitlines() if re.match(r"cycle \d+, (pretrain )?step ", line)]
-    assert len(told) == len(metrics(run_dir)) > 6
-    for text, line in zip(told, metrics(run_dir), strict=True):
-        values = text.partition(": ")[2].split(", ")
-        assert {*values} == {f"{name} {value:.4g}" for name, value in line.items() if "/" in name}
