@@ -215,7 +215,7 @@ def test_a_sweep_takes_over_what_is_finished_and_refuses_what_was_run_with_other
 def test_a_sweep_keeps_small_files_and_runs_what_they_lack(tmp_path, begun):
     args = sweep.Args(methods=["bc"], output=tmp_path / "runs", seeds=(1,), scale=0.01, results=tmp_path)
     sweep.main(args, [])
-    args = sweep.Args(methods=["bc", "ta_qf"], output=tmp_path / "elsewhere", seeds=(1,), scale=0.01, results=tmp_path)
+    args = dataclasses.replace(args, methods=["bc", "ta_qf"], output=tmp_path / "elsewhere")
     with pytest.raises(UserError, match=r"bc__expert__4__0.01__1.json was run with --sigma 0.3, not 0.2; give another"):
         sweep.main(args, ["--sigma", "0.2"])
     sweep.main(args, [])
@@ -265,21 +265,20 @@ def test_a_sweep_counts_the_processors_that_it_may_use(tmp_path, monkeypatch):
     monkeypatch.setattr(sweep.os, "sched_getaffinity", lambda pid: set(range(16)), raising=False)
     monkeypatch.delenv("SLURM_CPUS_PER_TASK", raising=False)
     assert sweep.processors(tmp_path) == 16
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "sys/fs/cgroup/a/b").mkdir(parents=True)
     for group, limits, expected in (
-        ("0::/\n", {"cpu.max": "250000 100000\n"}, 2),
-        ("0::/\n", {"cpu.max": "5000 10000\n"}, 1),
-        ("0::/\n", {"cpu.max": "max 100000\n"}, 16),
-        ("0::/a/b\n", {"a/cpu.max": "300000 100000\n", "a/b/cpu.max": "max 100000\n"}, 3),
-        ("3:cpu,cpuacct:/x\n0::/\n", {"cpu.max": "400000 100000\n"}, 4),
+        ("0::/", {"": "250000 100000"}, 2),
+        ("0::/", {"": "5000 10000"}, 1),
+        ("3:cpu,cpuacct:/x\n0::/", {"": "max 100000"}, 16),
+        ("0::/a/b", {"a": "300000 100000", "a/b": "max 100000"}, 3),
     ):
-        shutil.rmtree(tmp_path)
-        written = {"proc/self/cgroup": group} | {f"sys/fs/cgroup/{name}": text for name, text in limits.items()}
-        for name, text in written.items():
-            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-            (tmp_path / name).write_text(text)
+        (tmp_path / "proc/self/cgroup").write_text(f"{group}\n")
+        for name, text in limits.items():
+            (tmp_path / "sys/fs/cgroup" / name / "cpu.max").write_text(f"{text}\n")
         assert sweep.processors(tmp_path) == expected
-    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "3")
-    assert sweep.processors(tmp_path) == 3
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "2")
+    assert sweep.processors(tmp_path) == 2
 
 
 def test_a_sweep_prints_the_commands_of_what_is_not_finished(tmp_path, begun, capsys):
