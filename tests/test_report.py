@@ -21,14 +21,10 @@ QUERIES, SECONDS = {"states_annotated": 7, "gradients_asked": 9}, {"learning": 2
 
 
 def write_run(run_dir, evaluations, deployed, returns, teacher, method="bc", env_id="cheetah-run", seed=3):
-    """Write raw files and the report: `evaluations` and `deployed` {cycle: returns}, and `returns` every 100 steps.
-
-    `teacher` are a teacher's returns, None for --teacher none.
-    """
+    """Write raw files and the report: `evaluations` and `deployed` {cycle: returns}, and `returns` every 100 steps."""
     args = {"actor_steps": 800 * (len(returns) - 1), "learner_steps": 100 * (len(returns) - 1)}
-    args |= {"env_id": env_id, "seed": seed, "num_cycles": max(evaluations)}
-    args |= {"teacher": "none" if teacher is None else "expert"}
-    content = {"script": "gbrl_d4pg.py", "name": method, "teacher_sha256": teacher and "ab12", "args": args}
+    args |= {"env_id": env_id, "seed": seed, "num_cycles": max(evaluations), "teacher": "expert"}
+    content = {"script": "gbrl_d4pg.py", "name": method, "teacher_sha256": "ab12", "args": args}
     files.save_json(run_dir / "args.json", content)
     files.save_json(run_dir / "versions.json", {"python": "3", "changes": [{"torch": ["1", "2"]}]})
     files.save_json(run_dir / "teacher.json", {"cycle": 0, "learner_step": 0, "returns": teacher})
@@ -109,17 +105,6 @@ def test_dips_of_short_and_rising_curves_and_falls_of_other_starts():
     assert [report.falls(cycles, paired)["significant"] for paired in (False, True)] == [0, 1]
 
 
-def test_many_one_episode_cycles_without_a_teacher(tmp_path):
-    deployed = {cycle: [10 if cycle <= 50 else 30] for cycle in range(1, 101)}
-    content = write_run(tmp_path, {0: STARTS, 50: STARTS + 1, 100: STARTS + 2}, deployed, [1] * 30, None)
-    for key in ("teacher", "clone", "dip", "regret", "regret_per_episode"):
-        assert content[key] is None, key
-    assert content["falls"] == {"count": 0, "significant": 0}
-    groups = [(cycle["deployed"]["mean"], cycle["deployed"]["episodes"]) for cycle in content["cycles"]]
-    assert groups == [(10, 50), (30, 50)]
-    assert report.draw_learning_curve(tmp_path).stat().st_size > 15_000
-
-
 def test_what_the_learning_curve_shows(content, tmp_path, drawn):
     report.draw_learning_curve(tmp_path)
     (axes,) = drawn[0].axes
@@ -180,7 +165,7 @@ def by_setting(loaded):
     return plot.group_runs(loaded, lambda run: run.setting)
 
 
-def test_plot_end_to_end(finished, loaded, tmp_path):
+def test_plot_end_to_end(finished, tmp_path):
     given, kept = dict(finished), tmp_path / "kept"  # half of the runs as kept files, beside them what sweep.py leaves
     for i, key in enumerate(key for key in finished if key[0] == "bc"):
         runs.save(given.pop(key), kept / f"kept__{i}.json")
