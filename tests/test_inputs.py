@@ -127,19 +127,10 @@ def test_what_a_teacher_does_wrong_is_told_with_its_name_and_line(code, tmp_path
         assert f'File "{tmp_path}/mine.py"' in text and code.partition(": ")[2] in text
 
 
-ODD = """
-class Odd(Exception):
-    def __init__(self, one, two): super().__init__(one)
-class Mine(Pusher):
-    def action(self, obs):
-        if len(obs) == 10: raise Odd(1, 2)
-        return super().action(obs)
-"""
-
-
 @pytest.mark.parametrize("workers", (0, 1))
 def test_an_exception_of_your_own_that_cannot_be_copied_comes_back_from_a_worker(workers, tmp_path):
-    name = own(tmp_path, "Mine", ODD)
+    code = "def action(self, obs): return super().action(obs) if len(obs) < 10 else {}[lambda: 'a KeyError']"
+    name = own(tmp_path, "Mine", f"class Mine(Pusher):\n    {code}\n")
     teacher, pool = teachers.load(name, SPEC, "demonstrations", CPU), Workers(SPEC, workers)
     with pytest.raises(RuntimeError) as caught:
         teachers.demonstrations(teacher, SPEC, 2, 0.3, tmp_path / "demos", pool)
