@@ -1,7 +1,6 @@
 """Bad input gets one sentence before any work starts; the answers of your own code are checked."""
 
 import concurrent.futures
-import contextlib
 import dataclasses
 import importlib.metadata
 import os
@@ -9,7 +8,6 @@ import re
 import subprocess
 import sys
 import traceback
-import typing
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +16,6 @@ import torch
 from small import CPU, SCRIPTS, SMALL, TOY, equal, own, run_method, script
 
 from common import UserError, envs, launch, teachers
-from common.replay import Replay
 from common.rollouts import episode_seeds, run_block
 from common.workers import Workers
 
@@ -28,15 +25,14 @@ BAD = [
     ({"env_id": "nonsense"}, "no such task"),
     ({"env_id": "Nonsense-v1"}, "--env-id Nonsense-v1.*(doesn't exist|Gymnasium)"),
     ({"env_id": "lqr-lqr_2_1"}, "no bounds|no time limit"),
-    ({"env_id": "nowhere.py:Task"}, "no file"),
     ({"teacher": "nowhere.pt"}, r"no .*nowhere\.pt"),
     ({"teacher": "nowhere.py:Teacher"}, "no file"),
     ({"teacher": TOY["teacher"].replace("Pusher", "Nobody")}, r"toy\.py defines no Nobody"),
     ({"teacher": "mid", "env_id": "hopper-hop"}, r"there is no .*hopper-hop-mid\.pt"),
     ({"sigma": -0.1}, "--sigma .*: it should be greater than or equal to 0"),
-    ({"gamma": 1.1}, "--gamma 1.1: it should be less than or equal to 1"),
+    ({"sigma": np.inf}, "--sigma inf: it should be a finite number"),
+    ({"max_grad_norm": np.nan}, "--max-grad-norm nan: it should be "),
     ({"num_cycles": 5}, "--num-cycles 5: .* 4 episodes"),
-    ({"num_atoms": 1}, "--num-atoms 1"),
     ({"v_min": 1.0, "v_max": 0.0}, "v-min < v-max"),
     ({"buffer_size": 3_999}, "--buffer-size 3999"),
     ({"teacher": "none", "demos_in_replay": True}, "--demos-in-replay needs a teacher"),
@@ -54,18 +50,6 @@ def test_bad_input_is_refused_before_any_work(name, flags, sentence, tmp_path):
     with pytest.raises(UserError, match=sentence):
         module.main(args)
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("name", SCRIPTS)
-def test_no_number_may_be_infinite_except_the_clips_and_none_nan(name):
-    clips = {"dqda_clip", "teacher_dqda_clip", "max_grad_norm"}
-    for flag, hint in typing.get_type_hints(script(name).Args).items():
-        if hint is bool or not {int, float} & {hint, *typing.get_args(hint)}:
-            continue
-        for value in (np.nan, np.inf, -np.inf):
-            told = pytest.raises(UserError, match=f"^--{flag.replace('_', '-')} {value}: it should be ")
-            with contextlib.nullcontext() if value == np.inf and flag in clips else told:
-                launch.checked(script(name).Args(**{flag: value}))
 
 
 def test_a_folder_in_the_way_is_left_alone(tmp_path):
@@ -87,25 +71,27 @@ def test_mujoco_4_is_a_sentence_with_the_cure(monkeypatch):
 # ---- the command line
 
 
-def call(name, *words, cwd, **environment):
+def call(name, *words, **environment):
     command = [sys.executable, script(name).__file__, *words]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=os.environ | environment)
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
 
 
-def test_mistakes_are_one_line_and_a_status(tmp_path):
-    nowhere = {"HOME": str(tmp_path), "NETRC": str(tmp_path / "netrc"), "WANDB_API_KEY": "", "WANDB_MODE": "online"}
-    for words, said in (
-        (("--env-id", "cheetah-rum"), ".*cheetah-run"),
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--env-id=cheetah-rum",), ".*cheetah-run"),
         (("--track",), "--track: you aren't logged in; run `wandb login`, set WANDB_MODE=offline, or "),
-    ):
-        done = call("gbrl_teacher_grad", *words, cwd=tmp_path, **(nowhere if "--track" in words else {}))
-        assert (done.returncode, done.stdout) == (1, "")
-        assert re.match(f"error: {said}", done.stderr) and done.stderr.count("\n") == 1
-    assert not (tmp_path / "runs").exists()
+    ],
+)
+def test_mistakes_are_one_line_and_a_status(words, said, tmp_path):
+    nowhere = {"HOME": str(tmp_path), "NETRC": str(tmp_path / "netrc"), "WANDB_API_KEY": "", "WANDB_MODE": "online"}
+    done = call("gbrl_teacher_grad", *words, "--run-dir", f"{tmp_path}/run", **nowhere)
+    assert (done.returncode, done.stdout) == (1, "") and not (tmp_path / "run").exists()
+    assert re.match(f"error: {said}", done.stderr) and done.stderr.count("\n") == 1
 
 
-def test_help_gives_every_flag_with_the_source_of_its_default(tmp_path):
-    done = call("gbrl_teacher_action", "--help", cwd=tmp_path, COLUMNS="160", NO_COLOR="1")
+def test_help_gives_every_flag_with_the_source_of_its_default():
+    done = call("gbrl_teacher_action", "--help", COLUMNS="160", NO_COLOR="1")
     assert done.returncode == 0 and "--beta-decay" in done.stdout and "[paper 3.4]" in done.stdout
     for name in SCRIPTS:
         source = Path(script(name).__file__).read_text() + Path(launch.__file__).read_text()
@@ -142,19 +128,15 @@ def test_what_a_teacher_does_wrong_is_told_with_its_name_and_line(code, tmp_path
 
 
 @pytest.mark.parametrize("workers", (0, 1))
-def test_an_exception_of_your_own_comes_back_from_a_worker(workers, tmp_path):
-    """`Odd` can't be copied."""
-    code = "class Odd(Exception):\n    def __init__(self, one, two): super().__init__(one)\n"
-    code += "class Mine(Pusher):\n    def action(self, obs):\n        if len(obs) == 10: raise {}\n"
-    code += "        return super().action(obs)\n"
-    for raised in ("KeyError('mine')", "Odd(1, 2)"):
-        name = own(tmp_path, "Mine", code.format(raised))
-        teacher, pool = teachers.load(name, SPEC, "demonstrations", CPU), Workers(SPEC, workers)
-        with pytest.raises(RuntimeError) as caught:
-            teachers.demonstrations(teacher, SPEC, 2, 0.3, tmp_path / "demos", pool)
-        pool.close()
-        text = "".join(traceback.format_exception(caught.value))
-        assert f"{name}: action raised " in text and f'File "{tmp_path}/mine.py"' in text, text
+def test_an_exception_of_your_own_that_cannot_be_copied_comes_back_from_a_worker(workers, tmp_path):
+    code = "def action(self, obs): return super().action(obs) if len(obs) < 10 else {}[lambda: 'a KeyError']"
+    name = own(tmp_path, "Mine", f"class Mine(Pusher):\n    {code}\n")
+    teacher, pool = teachers.load(name, SPEC, "demonstrations", CPU), Workers(SPEC, workers)
+    with pytest.raises(RuntimeError) as caught:
+        teachers.demonstrations(teacher, SPEC, 2, 0.3, tmp_path / "demos", pool)
+    pool.close()
+    text = "".join(traceback.format_exception(caught.value))
+    assert f"{name}: action raised " in text and f'File "{tmp_path}/mine.py"' in text, text
 
 
 COUNTED = """
@@ -178,16 +160,13 @@ def test_a_file_is_imported_and_a_teacher_built_once_in_a_process(tmp_path):
     assert not (tmp_path / "demos").exists()  # of a class, whose weights nobody can see, nothing is cached
 
 
-def test_content_counts_not_the_place(tmp_path):
+def test_content_counts_not_the_place_but_two_files_of_one_name_are_two(tmp_path):
+    names = [f"{tmp_path}/{folder}/mine.py:Mine" for folder in ("one", "two")]
     for folder in ("one", "two"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "mine.py").write_text("class Mine: pass\nclass Other: pass\n")
-    one, two, other = (
-        envs.digest(f"{tmp_path}/{name}") for name in ("one/mine.py:Mine", "two/mine.py:Mine", "two/mine.py:Other")
-    )
-    assert one == two != other
-    first, second = (envs.load_class(f"{tmp_path}/{folder}/mine.py:Mine") for folder in ("one", "two"))
-    assert first is not second and first is envs.load_class(f"{tmp_path}/one/mine.py:Mine")
+    assert envs.digest(names[0]) == envs.digest(names[1]) != envs.digest(names[0].replace("Mine", "Other"))
+    assert envs.load_class(names[0]) is envs.load_class(names[0]) is not envs.load_class(names[1])
 
 
 def test_a_gradient_that_is_not_finite_names_the_teacher(tmp_path, demo_dir):
@@ -197,34 +176,13 @@ def test_a_gradient_that_is_not_finite_names_the_teacher(tmp_path, demo_dir):
         run_method("tg:1", tmp_path / "run", demo_dir, **(TOY | {"teacher": own(tmp_path, "Mine", code)}))
 
 
-WRITES = """
-class Writes(Pusher):
-    def action(self, obs):
-        answer = super().action(obs)
-        obs -= obs.mean(0)
-        obs /= obs.std(0)
-        return answer
-
-    def action_gradient(self, obs, action):
-        action *= 0
-        return self.action(obs) - action
-"""
-
-
 def test_a_teacher_that_writes_into_what_it_is_given_changes_nothing(tmp_path):
-    teacher = teachers.load(own(tmp_path, "Writes", WRITES), SPEC, "action_gradients", CPU)
-    episodes = teachers.demonstrations(teacher, SPEC, 3, 0.3, tmp_path, Workers(SPEC, 0))
-    honest = teachers.load(TOY["teacher"], SPEC, "demonstrations", CPU)
-    assert equal(episodes, run_block(SPEC.env_id, honest.action, 0.3, (int(teacher.sha256, 16),), range(3)))
-    replay = Replay(60, 2, 1, 5, 0.99, CPU)
-    replay.append(episodes)
-    replay.annotate("teacher_action", teacher.action)
-    batch = replay.sample(60, torch.Generator().manual_seed(0))
-    stored = {tuple(row) for episode in episodes for row in episode.obs.tolist()}
-    assert {tuple(row) for row in batch["obs"].tolist()} <= stored
-    before = {name: value.clone() for name, value in batch.items()}
-    teacher.action_gradient(batch["obs"], batch["action"])
-    assert all(torch.equal(before[name], value) for name, value in batch.items())
+    code = "class Mine(Pusher):\n    def action(self, obs): return obs.zero_()[:, :1]\n"
+    code += "    def action_gradient(self, obs, action): return action.zero_()\n"
+    teacher = teachers.load(own(tmp_path, "Mine", code), SPEC, "action_gradients", CPU)
+    obs, action = torch.ones(4, 2), torch.ones(4, 1)
+    assert not teacher.action(obs).any() and not teacher.action_gradient(obs, action).any()
+    assert obs.all() and action.all()
 
 
 @pytest.mark.parametrize(
@@ -232,10 +190,7 @@ def test_a_teacher_that_writes_into_what_it_is_given_changes_nothing(tmp_path):
     [
         ("def step(self, action): return *super().step(action), False", "step must return obs, reward, terminated, "),
         ("def step(self, action): return self.state, 'a lot', False, False, {}", "step returned the reward 'a lot'"),
-        (
-            "def step(self, action): return np.nan * self.state, 0, False, False, {}",
-            ".*returned an observation that isn.t finite",
-        ),
+        ("def step(self, action): return np.nan * self.state, 0, 0, 0, {}", ".*an observation that isn.t finite"),
         ("def step(self, action): return self.state[:1], 0, False, False, {}", "observation of 1 numbers; .* has 2"),
         ("def reset(self, seed): return self.__dict__", "reset must return obs, info, as Gymnasium's"),
         ("def reset(self, seed): return np.random.rand(2), {}", "another start the second time; draw it from the seed"),
@@ -288,21 +243,9 @@ def test_dict_observations_asymmetric_bounds_and_both_ends_of_an_episode(push, t
     assert episode.discount.tolist() == [1.0] * (steps - 1) + [0.0 if push == 1 else 1.0]
 
 
-def test_samples_per_insert_are_kept_where_the_budget_is_rounded_to_whole_episodes():
-    module = script("gbrl_d4pg")
-    for steps in (1_500, 2_499, 2_000):
-        args = module.resolve(module.Args(actor_steps=steps, num_cycles=2), envs.EnvSpec("task", 3, 1, 1_000))
-        assert (args.actor_steps, args.learner_steps) == (2_000, 250)
-
-
-def test_relative_paths_are_stored_absolute_and_numpy_numbers_and_paths_as_plain_values(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    given = {"teacher": "mine.py:Pusher", "env_id": "mine.py:Point", "seed": np.int64(3), "demo_dir": Path("demos")}
-    args = launch.checked(script("gbrl_d4pg").Args(**given))
-    expected = [f"{tmp_path}/mine.py:Pusher", f"{tmp_path}/mine.py:Point", 3, "demos"]
-    assert [vars(args)[name] for name in given] == expected
-    assert [type(vars(args)[name]) for name in given] == [str, str, int, str]
-    assert launch.checked(script("gbrl_d4pg").Args()).teacher == "expert"
+def test_numpys_numbers_and_paths_are_plain_values():
+    args = launch.checked(script("gbrl_d4pg").Args(seed=np.int64(3), demo_dir=Path("demos")))
+    assert [(type(value), value) for value in (args.seed, args.demo_dir)] == [(int, 3), (str, "demos")]
 
 
 def test_threads_and_determinism_are_as_the_flags_say():
