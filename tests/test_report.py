@@ -110,6 +110,8 @@ def test_what_the_learning_curve_shows(content, tmp_path, drawn):
     (axes,) = drawn[0].axes
     lines = {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
     assert lines["evaluation, no noise"] == [[100 * i, value] for i, value in enumerate(CURVE)]
+    assert lines["mean of 10 evaluations"] == [[900, 113], [1000, 20], [1100, 88], [1200, 157]]  # each at its last
+    assert {y for _, y in lines["teacher 1000"]} == {1000} and {y for _, y in lines["clone 950"]} == {950}
     assert axes.containers[0].lines[0].get_xydata().tolist() == [[0, 850], [400, 1050], [800, 500]]  # as cycles start
 
 
