@@ -1,7 +1,5 @@
 """Damaged and lost files: each is found, and what its message says to do leads to the same end."""
 
-import errno
-import fcntl
 import random
 import re
 import shutil
@@ -113,15 +111,6 @@ def test_demonstrations_are_cached_under_all_that_they_depend_on_and_a_damaged_f
 
 
 # ---- any file
-
-
-def test_a_file_system_without_locks_is_told(tmp_path, monkeypatch):
-    def unknown(*_):
-        raise OSError(errno.ENOSYS, "Function not implemented")
-
-    monkeypatch.setattr(fcntl, "flock", unknown)
-    with pytest.raises(UserError, match=r"\.lock can't be locked .Function not implemented.: choose .* a file system"):
-        files.lock(tmp_path / ".lock")
 
 
 class Malicious:

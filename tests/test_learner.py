@@ -1,13 +1,11 @@
 """The learner's loop never waits for the device between log points, and compiles whole to the same learning."""
 
 import shutil
-import warnings
 from unittest import mock
 
-import numpy as np
 import pytest
 import torch
-from pieces import ENV, METHODS, NoLog, make_agent, make_args, make_episode, make_replay, make_teacher, train
+from pieces import ENV, METHODS, NoLog, make_args, make_episode, make_replay, make_teacher, train
 from small import CPU, ROOT, TOY, own, report, run_method
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -95,12 +93,3 @@ def test_a_missing_compiler_is_a_sentence_before_any_work(monkeypatch, tmp_path)
     with pytest.raises(UserError, match="needs a C"):
         run_method("bc", tmp_path / "run", tmp_path, compile=True)
     assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize(("reward", "told"), [(70, 0), (80, 1), (-80, 1)])  # discounted returns of twice as much
-def test_returns_that_the_atoms_cannot_stand_for_are_told(reward, told):
-    script, args = make_args("bc", gamma=0.5)
-    episode = make_episode()._replace(reward=np.full(20, reward))
-    with warnings.catch_warnings(record=True) as found:
-        script.diagnose(args, make_agent(script, args), None, [episode])
-    assert len(found) == told and all(f"from {2 * reward} to {2 * reward}, which" in str(w.message) for w in found)
