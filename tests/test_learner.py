@@ -43,19 +43,13 @@ def test_the_loop_reads_no_value_between_log_points(method):
     learn_without_values(method)
 
 
-@pytest.mark.parametrize(
-    "look", [lambda loss: loss.item(), lambda loss: loss.detach().to("cpu"), lambda loss: bool(loss > 0)]
-)
-def test_a_planted_wait_is_found(look):
+def test_a_planted_wait_is_found():
     script, _ = make_args("bc")
-
-    def waiting(*args):
-        metrics = script.compute_gradients(*args)
-        look(metrics["losses/critic_loss"])
-        return metrics
-
-    with pytest.raises(Exception, match=r"(?i)data.?dependent|fake|meta|\.numpy\(\)|_local_scalar_dense|symbolic"):
-        learn_without_values("bc", waiting)
+    for look in (torch.Tensor.item, bool, lambda loss: loss.detach().to("cpu")):
+        with pytest.raises(Exception, match=r"(?i)data.?dependent|_local_scalar_dense"):
+            learn_without_values(
+                "bc", lambda *args, look=look: look(script.compute_gradients(*args)["losses/critic_loss"])
+            )
 
 
 @needs_compiler

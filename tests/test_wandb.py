@@ -14,8 +14,6 @@ from small import ROOT, SMALL, TOY, make_args, metrics, report
 from wandb.proto.wandb_internal_pb2 import Record
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
-KINDS = ("run", "metric", "summary")
-
 
 def records(data):
     """The records of a `.wandb` file: 7 bytes, then LevelDB's log format, in blocks of 32 KiB."""
@@ -65,14 +63,12 @@ def test_after_a_kill_wandb_gets_every_line_once_and_with_its_number(tmp_path, s
         assert path.stem == "run-" + json.loads((run_dir / "wandb.json").read_text())["id"]
         assert [{key: sent[i][key] for key in line} for i, line in enumerate(lines)] == lines
         assert "learning_curve" in "".join(sent[len(lines)]) and len(sent) == len(lines) + 1  # its report comes last
-    of = {kind: [getattr(r, kind) for r in records(path.read_bytes()) if r.HasField(kind)] for kind in KINDS}
-    (run,), axes = of["run"], {m.name or m.glob_name: m.step_metric for m in of["metric"]}
+    (run,) = [record.run for record in records(path.read_bytes()) if record.HasField("run")]
     group = "toy.py:Point, teacher toy.py:Pusher, 2 cycles, 400 steps, 61 updates, ta:1,"
     assert run.run_group.startswith(group) and len(run.run_group) <= 128 and run.display_name == "run"
-    assert run.tags[0] == "toy.py:Point" and all(len(tag) <= 64 for tag in run.tags)
-    pretraining = ("losses/bc_loss", "losses/critic_evaluation_loss")
-    assert axes == {"*": "learner_step"} | dict.fromkeys(pretraining, "pretrain_step")
-    assert json.dumps(report(run_dir)["name"]) in str(of["summary"]).replace('\\"', '"')
+    assert all(len(tag) <= 64 for tag in run.tags)  # wandb takes no longer ones
+    summaries = [str(record.summary) for record in records(path.read_bytes()) if record.HasField("summary")]
+    assert json.dumps(report(run_dir)["name"]) in "".join(summaries).replace('\\"', '"')
 
 
 def test_the_sweep_of_figure_6_runs_as_wandb_starts_it(tmp_path):
