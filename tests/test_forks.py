@@ -24,20 +24,23 @@ FORKS = {  # patterns and what they become
 }
 
 
+def changed(text, changes):
+    for pattern, new in changes.items():
+        text, count = re.subn(pattern, new, text)
+        assert count > 0
+    return text
+
+
 class Stop(Exception):
     """Ends a run as an error of the fork would."""
 
 
 @pytest.mark.parametrize("name", FORKS)
 def test_a_fork_trains_resumes_and_reports(name, alone, tmp_path, demo_dir, monkeypatch):
-    text, calls = (ROOT / "gbrl_teacher_action.py").read_text(), []
-    for pattern, new in FORKS[name].items():
-        text, count = re.subn(pattern, new, text)
-        assert count > 0
-    (tmp_path / "fork.py").write_text(text)
+    (tmp_path / "fork.py").write_text(changed((ROOT / "gbrl_teacher_action.py").read_text(), FORKS[name]))
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "fork", raising=False)
-    fork = importlib.import_module("fork")
+    fork, calls = importlib.import_module("fork"), []
 
     def run(folder):
         flags = vars(make_args("ta:1", tmp_path / folder, demo_dir, **TOY)[1])
@@ -78,32 +81,20 @@ def test_a_fork_trains_resumes_and_reports(name, alone, tmp_path, demo_dir, monk
 
 
 QUIET = {  # a method of one's own with one flag, one metric and one changed line in the loss
-    "gbrl_quiet.py": (
-        ("    # ---- this script's own: none\n", "    # ---- this script's own\n    action_weight: float = 0.01\n"),
-        ('    return "bc"\n', '    return "quiet"\n'),
-        (
-            "    loss = -(dqda * action).sum(-1).mean()\n"
-            '    return loss, {"losses/policy_loss": -q.mean(), "losses/q_value": q.mean()}\n',
-            "    size = action.square().sum(-1).mean()\n"
-            "    loss = -(dqda * action).sum(-1).mean() + args.action_weight * size\n"
-            '    return loss, {"losses/policy_loss": -q.mean(), "losses/action_size": size}\n',
-        ),
-    ),
-    "benchmark/methods.py": (("METHODS = {\n", 'METHODS = {\n    "quiet": Method("gbrl_quiet.py", {}, False),\n'),),
+    r"(    # ---- this script's own): none\n": r"\1\n    action_weight: float = 0.01\n",
+    'return "bc"': 'return "quiet"',
+    r"(    loss = .*\.mean\(\))\n    return loss.*": r"""    size = action.square().sum(-1).mean()
+\1 + args.action_weight * size
+    return loss, {"losses/policy_loss": -q.mean(), "losses/action_size": size}""",
 }
 
 
 def test_a_method_of_ones_own_takes_three_places_and_a_line_of_the_table(tmp_path):
-    for name in ("common", "benchmark", "gbrl_d4pg.py"):
-        (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, tmp_path / name)
-    shutil.copy(ROOT / "gbrl_d4pg.py", tmp_path / "gbrl_quiet.py")
-    for name, changes in QUIET.items():
-        text = (tmp_path / name).read_text()
-        for old, new in changes:
-            assert text.count(old) == 1
-            text = text.replace(old, new)
-        (tmp_path / name).write_text(text)
-
+    for name in ("common", "benchmark"):
+        shutil.copytree(ROOT / name, tmp_path / name)
+    (tmp_path / "gbrl_quiet.py").write_text(changed((ROOT / "gbrl_d4pg.py").read_text(), QUIET))
+    table, line = tmp_path / "benchmark" / "methods.py", '    "quiet": Method("gbrl_quiet.py", {}, False),\n'
+    table.write_text(changed(table.read_text(), {"METHODS = {\n": rf"\g<0>{line}"}))
     command = [sys.executable, "benchmark/methods.py", "--name=quiet,action-weight:0.5", "--run-dir=run"]
     subprocess.run([*command, *words(SMALL | TOY)], cwd=tmp_path, check=True, capture_output=True)
     assert report(tmp_path / "run")["name"].startswith("quiet,action-weight:0.5")
