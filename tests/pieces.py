@@ -1,7 +1,6 @@
 """Small parts for tests of the maths: a made-up task, agents, batches, a teacher, and methods with telling numbers."""
 
 import dataclasses
-import importlib
 import tempfile
 from pathlib import Path
 from unittest import mock
@@ -9,7 +8,8 @@ from unittest import mock
 import methods
 import numpy as np
 import torch
-from small import CPU
+from small import CPU, script
+from small import SCRIPTS as NAMES
 
 import gbrl_d4pg
 from common import snapshots
@@ -18,8 +18,7 @@ from common.replay import Replay
 from common.rollouts import Episode
 
 ENV = EnvSpec("made-up", 3, 2, 20)
-FILES = sorted({method.script for method in methods.METHODS.values()})
-SCRIPTS = tuple(importlib.import_module(Path(name).stem) for name in FILES)
+SCRIPTS = tuple(map(script, NAMES))
 METHODS = (
     "bc", "bc_reg,bc-weight:0.7", "bc_reg_decay:5", "between:1", "ta:1,beta:3", "ta:1,beta-decay", "ta_qf",
     "ta_qf,beta:3", "tg:5,teacher-dqda-clip:0.9",
