@@ -6,7 +6,6 @@ import json
 import multiprocessing
 import os
 import signal
-import subprocess
 from multiprocessing import forkserver
 from pathlib import Path
 
@@ -149,15 +148,6 @@ def live(method, args, steps=(), renames=False, seen=(), number=signal.SIGKILL):
     moment = pipe[0].recv() if pipe[0].poll() else None
     assert process.exitcode in ((0,) if moment is None else (-number, 128 + number)), (process.exitcode, moment)
     return moment
-
-
-def kill_at(command, words, folder):
-    """Run a command in `folder` and kill it once it has printed a line with `words`."""
-    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True)
-    while words not in process.stdout.readline():
-        assert process.poll() is None, command
-    process.kill()
-    process.communicate()
 
 
 def equal(first, second):
