@@ -1,22 +1,24 @@
 """Small parts for tests of the maths: a made-up task, agents, batches, a teacher, and methods with telling numbers."""
 
 import dataclasses
-import importlib
 import tempfile
 from pathlib import Path
 from unittest import mock
 
 import methods
+import numpy as np
 import torch
-from small import CPU
+from small import CPU, script
+from small import SCRIPTS as NAMES
 
 import gbrl_d4pg
 from common import snapshots
 from common.envs import EnvSpec
+from common.replay import Replay
+from common.rollouts import Episode
 
 ENV = EnvSpec("made-up", 3, 2, 20)
-FILES = sorted({method.script for method in methods.METHODS.values()})
-SCRIPTS = tuple(importlib.import_module(Path(name).stem) for name in FILES)
+SCRIPTS = tuple(map(script, NAMES))
 METHODS = (
     "bc", "bc_reg,bc-weight:0.7", "bc_reg_decay:5", "between:1", "ta:1,beta:3", "ta:1,beta-decay", "ta_qf",
     "ta_qf,beta:3", "tg:5,teacher-dqda-clip:0.9",
@@ -61,8 +63,37 @@ def make_batch(seed, size=32):
     return batch | {"n_step_return": 20 * uniform(size), "n_step_discount": torch.full((size,), 0.95)}
 
 
+def make_episode(seed=0, length=20):
+    rng = np.random.default_rng(seed)
+    parts = rng.normal(size=(length + 1, 3)), rng.uniform(-1, 1, (length, 2)), rng.normal(size=length), np.ones(length)
+    return Episode(*(part.astype(np.float32) for part in parts))
+
+
+def make_replay(args, *batches, device=CPU):
+    """A replay of batches of one episode each, with room for one more of 20 steps."""
+    replay = Replay(20 * len(batches) + 20, ENV.obs_size, ENV.action_size, args.n_step, args.gamma, device)
+    for episode in batches:
+        replay.append([episode])
+    return replay
+
+
 def progress(total, cycle=0.0):
     return gbrl_d4pg.Progress(torch.tensor(total), torch.tensor(cycle))
+
+
+def train(script, args, compute, steps, done=None, prepare=lambda agent, batch: None):
+    """The weights after so many updates on batches that are the same for every method; `prepare` may change a batch."""
+    agent, teacher = make_agent(script, args), make_teacher()
+    for step in range(steps):
+        batch = make_batch(step)
+        prepare(agent, batch)
+        compute(args, agent, teacher, batch, progress(step / steps if done is None else done))
+        script.optimizer_step(agent.critic, agent.critic_optimizer, args.max_grad_norm)
+        script.optimizer_step(agent.policy, agent.policy_optimizer, args.max_grad_norm)
+        if (step + 1) % 20 == 0:
+            agent.copy_targets()
+    networks = agent.policy, agent.critic, agent.target_policy, agent.target_critic
+    return torch.cat([torch.nn.utils.parameters_to_vector(network.parameters()) for network in networks]).detach()
 
 
 def make_teacher(device=CPU):
@@ -73,7 +104,7 @@ def make_teacher(device=CPU):
         return snapshots.load(Path(folder) / "teacher.pt", device)
 
 
-class StubRun:
+class NoLog:
     """The part of a run that `learn` needs: it counts all steps, and a log point is an error."""
 
     def steps(self, first, last, desc):

@@ -3,38 +3,26 @@
 Only three places may differ: the module's docstring, the script's first flags, and the part that is the script's own.
 """
 
-import ast
+import re
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 TRUNK = "gbrl_d4pg.py"
 VARIANTS = ("gbrl_bc_reg.py", "gbrl_teacher_action.py", "gbrl_teacher_grad.py")
-# Own text reaches from the first line of each pair to the second; that of the docstring is found by itself.
-MARKS = (
-    ("    # ---- this script's own", "    # ---- shared by the four scripts"),
-    ("# ======== what is this script's own", "# ======== learning"),
+OWN = re.compile(
+    r'\A""".*?"""\n'
+    r"|^    # ---- this script's own.*?(?=^    # ---- shared by the four scripts)"
+    r"|^# ======== what is this script's own.*?(?=^# ======== learning)",
+    re.MULTILINE | re.DOTALL,
 )
 
 
 def parts(source: str) -> tuple[list[str], list[str]]:
-    """The script's shared stretches and its own, in order: shared[0] follows own[0], and so on.
-
-    Raises:
-        ValueError: the docstring or a mark is missing, or is there twice.
-    """
-    lines, tree = source.splitlines(keepends=True), ast.parse(source)
-    if ast.get_docstring(tree) is None:
-        raise ValueError("need a docstring")
-    ranges = [(0, tree.body[0].end_lineno)]
-    for marks in MARKS:
-        found = [[i for i, line in enumerate(lines) if line.startswith(mark)] for mark in marks]
-        if [len(places) for places in found] != [1, 1]:
-            raise ValueError(f"need each of the lines {marks} once")
-        ranges.append((found[0][0], found[1][0]))
-    own = ["".join(lines[start:end]) for start, end in ranges]
-    ends = [start for start, _ in ranges[1:]] + [len(lines)]
-    shared = ["".join(lines[end:next_start]) for (_, end), next_start in zip(ranges, ends, strict=True)]
+    """The script's shared stretches and its own, in order: shared[0] follows own[0], and so on."""
+    (before, *shared), own = OWN.split(source), OWN.findall(source)
+    if before or len(own) != 3:
+        raise ValueError("need a docstring and each mark of the script's own text once")
     return shared, own
 
 

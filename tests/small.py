@@ -6,7 +6,6 @@ import json
 import multiprocessing
 import os
 import signal
-import subprocess
 from multiprocessing import forkserver
 from pathlib import Path
 
@@ -80,21 +79,19 @@ def report(run_dir):
     return json.loads((Path(run_dir) / "report.json").read_text())
 
 
-TIMES = ("wall_s", "charts/SPS", "charts/UPS")
-
-
 def result(run_dir):
     """Everything of a run that must be bit-equal: weights, deployed data, metrics and report without times."""
-    run_dir = Path(run_dir)
     content = {}
-    for path in sorted(run_dir.glob("cycle_*/batch.npz")):
-        arrays = files.load_arrays(path, "batch")
-        content |= {f"{path.parent.name}/{name}": array.tobytes() for name, array in arrays.items()}
-    for path in sorted(run_dir.glob("cycle_*/snapshot.pt")):
-        snapshot = files.load_torch(path, "snapshot")
-        for network in ("policy", "critic"):
-            content |= {f"{path.parent.name}/{network}/{k}": v.numpy().tobytes() for k, v in snapshot[network].items()}
-    content["metrics"] = [{k: v for k, v in line.items() if k not in TIMES} for line in metrics(run_dir)]
+    for path in sorted(Path(run_dir).glob("cycle_*/*")):
+        if path.name == "batch.npz":
+            arrays = files.load_arrays(path, "batch")
+            content |= {f"{path.parent.name}/{name}": array.tobytes() for name, array in arrays.items()}
+        elif path.name == "snapshot.pt":
+            snapshot = files.load_torch(path, "snapshot")
+            parts = [(f"{name}/{k}", v) for name in ("policy", "critic") for k, v in snapshot[name].items()]
+            content |= {f"{path.parent.name}/{name}": value.numpy().tobytes() for name, value in parts}
+    times = ("wall_s", "charts/SPS", "charts/UPS")
+    content["metrics"] = [{k: v for k, v in line.items() if k not in times} for line in metrics(run_dir)]
     content["report"] = {k: v for k, v in report(run_dir).items() if k not in ("seconds", "wall_s", "sha256")}
     return content
 
@@ -113,35 +110,33 @@ def live(method, args, steps=(), renames=False, seen=(), number=signal.SIGKILL):
     Returns:
         The moment, or None if there was none and the run ended by itself.
     """
-    module, pipe = methods.load(method)[0], multiprocessing.Pipe(duplex=False)
+    module, pipe, place, arrived = methods.load(method)[0], multiprocessing.Pipe(duplex=False), [None], []
+
+    def arrive(*moment):
+        if moment not in seen and not arrived:
+            arrived.append(moment)
+            pipe[1].send(moment)
+            os.kill(os.getpid(), number)
+
+    def count(run, first, last, desc, honest=Run.steps):
+        for step in honest(run, first, last, desc):
+            yield step
+            if (run.cycle, step) in steps:
+                arrive(run.cycle, step)
+
+    def save(run, honest=Run._save_checkpoint):
+        place[0] = run.cycle, run.step
+        honest(run)
+        place[0] = None
+
+    def replace(source, target, honest=os.replace):
+        if renames:
+            arrive(str(target), place[0])
+        honest(source, target)
 
     def child():
         forkserver._forkserver.__init__()  # the parent's can start no workers here
-        count, save, replace, place, moments = Run.steps, Run._save_checkpoint, os.replace, [None], []
-
-        def arrive(*moment):
-            if moment not in seen and not moments:
-                moments.append(moment)
-                pipe[1].send(moment)
-                os.kill(os.getpid(), number)
-
-        def count_and_arrive(run, first, last, desc):
-            for step in count(run, first, last, desc):
-                yield step
-                if (run.cycle, step) in steps:
-                    arrive(run.cycle, step)
-
-        def place_and_save(run):
-            place[0] = run.cycle, run.step
-            save(run)
-            place[0] = None
-
-        def arrive_and_replace(source, target):
-            if renames:
-                arrive(str(target), place[0])
-            replace(source, target)
-
-        Run.steps, Run._save_checkpoint, os.replace = count_and_arrive, place_and_save, arrive_and_replace
+        Run.steps, Run._save_checkpoint, os.replace = count, save, replace
         try:
             module.main(args)
         except Interrupted as stop:
@@ -153,15 +148,6 @@ def live(method, args, steps=(), renames=False, seen=(), number=signal.SIGKILL):
     moment = pipe[0].recv() if pipe[0].poll() else None
     assert process.exitcode in ((0,) if moment is None else (-number, 128 + number)), (process.exitcode, moment)
     return moment
-
-
-def kill_at(command, words, folder):
-    """Run a command in `folder` and kill it once it has printed a line with `words`."""
-    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True)
-    while words not in process.stdout.readline():
-        assert process.poll() is None, command
-    process.kill()
-    process.communicate()
 
 
 def equal(first, second):

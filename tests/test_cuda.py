@@ -3,15 +3,10 @@
 import subprocess
 import sys
 
-import numpy as np
+import pieces
 import pytest
 import torch
-from pieces import ENV, StubRun, make_args, make_teacher
-from pieces import METHODS as METHODS_AND_OPTIONS
-from small import METHODS, ROOT, SMALL, differences, kill_at, result, words
-
-from common.replay import Replay
-from common.rollouts import Episode
+from small import METHODS, ROOT, SMALL, differences, result, words
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 CUDA = torch.device("cuda")
@@ -22,25 +17,25 @@ CUDA = torch.device("cuda")
 def test_the_same_seed_gives_the_same_bytes_also_when_killed(method, compiled, tmp_path):
     flags = words(SMALL | {"demo_dir": tmp_path / "demos", "compile": compiled})
     command = [sys.executable, str(ROOT / "benchmark" / "methods.py"), f"--name={method}", *flags, "--run-dir"]
-    kill_at([*command, str(tmp_path / "killed")], "cycle 1, step 20: ", tmp_path)
+    with subprocess.Popen([*command, str(tmp_path / "killed")], stdout=subprocess.PIPE, text=True) as killed:
+        while "cycle 1, step 20: " not in killed.stdout.readline():
+            assert killed.poll() is None
+        killed.kill()
     for name in ("first", "second", "killed"):
         done = subprocess.run([*command, str(tmp_path / name)], capture_output=True, text=True)
         assert done.returncode == 0 and "learning on CPU" not in done.stdout, done.stderr
-    for name in ("second", "killed"):
         assert differences(result(tmp_path / "first"), result(tmp_path / name)) == []
 
 
-@pytest.mark.parametrize("method", METHODS_AND_OPTIONS)
+@pytest.mark.parametrize("method", pieces.METHODS)
 def test_nothing_waits_for_the_gpu_between_log_points(method):
-    script, args = make_args(method, eval_every=10_000, batch_size=16, target_period=2)
-    agent, teacher = script.Agent(args, ENV, CUDA), make_teacher(CUDA)
-    replay = Replay(100, ENV.obs_size, ENV.action_size, args.n_step, args.gamma, CUDA)
-    shapes = [(21, ENV.obs_size), (20, ENV.action_size), (20,), (20,)]
-    replay.append([Episode(*(np.full(shape, 0.5, np.float32) for shape in shapes))])
+    script, args = pieces.make_args(method, eval_every=10_000, batch_size=16, target_period=2)
+    agent, teacher = script.Agent(args, pieces.ENV, CUDA), pieces.make_teacher(CUDA)
+    replay = pieces.make_replay(args, pieces.make_episode(), device=CUDA)
     script.annotate(args, replay, agent.bc_policy, agent.previous_policy, teacher)
     for mode in ("default", "error"):  # first calls may wait
         torch.cuda.set_sync_debug_mode(mode)
         try:
-            script.learn(args, agent, teacher, replay, StubRun(), script.compute_gradients, 0, 3)
+            script.learn(args, agent, teacher, replay, pieces.NoLog(), script.compute_gradients, 0, 3)
         finally:
             torch.cuda.set_sync_debug_mode("default")

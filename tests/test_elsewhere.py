@@ -1,6 +1,5 @@
 """Demonstrations, deployments and annotations from files give the same as the simulator and the teacher here."""
 
-import importlib.util
 import shlex
 import subprocess
 import sys
@@ -9,25 +8,18 @@ import numpy as np
 import pytest
 import torch
 import toy
-from small import CPU, LINE, ROOT, SMALL, TOY, differences, keep_replays, metrics, report, result, run_method, words
+from small import LINE, ROOT, SMALL, TOY, differences, keep_replays, metrics, own, report, result, run_method, words
 
 import gbrl_d4pg
-from common import FilesNeeded, UserError, elsewhere, envs, files, rollouts, snapshots, teachers
+from common import FilesNeeded, UserError, elsewhere, envs, files, rollouts, snapshots
 from common.envs import EnvSpec
-from common.workers import Workers
 
-
-def example(name):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "examples" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
+other = sys.modules[envs.load_class(f"{ROOT}/examples/deploy_elsewhere.py:Args").__module__]
 
 
 def run_elsewhere(method, run_dir, demo_dir, **flags):
     """Run a method, bringing what it asks for each time it stops; returns its folder and what it asked for."""
-    other, asked = example("deploy_elsewhere"), []
+    asked = []
     while True:
         try:
             run_method(method, run_dir, demo_dir, **(TOY | flags))
@@ -46,7 +38,7 @@ def test_what_comes_from_elsewhere_gives_the_run_that_a_simulator_gives(alone, t
     assert asked == [("episodes", 1), ("annotations", 1), ("episodes", 2), ("annotations", 2)]
     assert differences(result(there), result(alone("ta:1"))) == []
     with pytest.raises(UserError, match="waits for nothing: --resume it"):
-        example("deploy_elsewhere").main(example("deploy_elsewhere").Args(there, TOY["teacher"]))
+        other.main(other.Args(there, TOY["teacher"]))
 
 
 def test_a_share_of_the_states_is_annotated_and_counted(tmp_path, demo_dir):
@@ -59,8 +51,7 @@ def test_a_share_of_the_states_is_annotated_and_counted(tmp_path, demo_dir):
         asked = files.load_arrays(folder / "states.npz", "states")["index"]
         counts.append(len(asked))
         assert len(asked) == round(len(obs) / 4)
-        deployed = snapshots.load(there / f"cycle_000{cycle - 1}" / "snapshot.pt", CPU)
-        expected = deployed.action(obs)
+        expected = snapshots.load(there / f"cycle_000{cycle - 1}" / "snapshot.pt", torch.device("cpu")).action(obs)
         expected[asked] = toy.Pusher(None, None).action(obs)[asked]
         column = files.load_arrays(folder / "annotated.npz", "annotations")["teacher_action"]
         np.testing.assert_allclose(column, expected, atol=1e-5)
@@ -85,88 +76,85 @@ def test_answers_that_do_not_fit_are_refused(tmp_path, demo_dir):
         go_on()
 
 
-def episodes_of(teacher, env, count):
-    workers = Workers(env, 0)
-    return workers.episodes(teacher.action, 0.3, (5,), range(count), "recording")
+# ---- files of episodes
 
 
-def test_recorded_demonstrations_are_cloned_to_what_was_meant(tmp_path, demo_dir, monkeypatch):
-    env = envs.spec(TOY["env_id"])
-    teacher = teachers.load(TOY["teacher"], env, "demonstrations", CPU)
-    episodes = [episode._asdict() for episode in episodes_of(teacher, env, 2)]
-    for episode in episodes:
-        episode["intended_action"] = teacher.action(torch.from_numpy(episode["obs"][:-1])).numpy()
-    elsewhere.write(tmp_path / "mine.npz", episodes)
+@pytest.fixture
+def recorded():
+    """Three noisy episodes of the toy task's teacher, with the actions that it meant."""
+    act = toy.Pusher(None, None).action
+    episodes = rollouts.run_block(LINE, act, 0.3, (5,), range(3))
+    return [e._asdict() | {"intended_action": act(torch.from_numpy(e.obs[:-1])).numpy()} for e in episodes]
+
+
+def test_recorded_demonstrations_are_cloned_to_what_was_meant(recorded, tmp_path, demo_dir, monkeypatch):
+    elsewhere.write(tmp_path / "mine.npz", recorded)
     replays = keep_replays(gbrl_d4pg, monkeypatch)
-    flags = TOY | {"teacher": str(tmp_path / "mine.npz")}
+    flags = TOY | {"teacher": str(tmp_path / "mine.npz"), "demo_episodes": 3}
     run_dir = run_method("bc", tmp_path / "run", demo_dir, **flags)
     batch = replays[1].sample(64, torch.Generator().manual_seed(0))  # of demonstrations; the first is the growing batch
-    torch.testing.assert_close(batch["teacher_action"], teacher.action(batch["obs"]), atol=1e-5, rtol=0)
-    returns = [float(episode["reward"].sum(dtype=np.float64)) for episode in episodes]
+    meant = toy.Pusher(None, None).action(batch["obs"])
+    torch.testing.assert_close(batch["teacher_action"], meant, atol=1e-5, rtol=0)
+    returns = [episode["reward"].sum(dtype=np.float64) for episode in recorded]
     assert report(run_dir)["teacher"]["return"]["mean"] == pytest.approx(np.mean(returns))
     for method in ("ta_qf", "tg:1"):
         with pytest.raises(UserError, match="it gives demonstrations, and this method needs action"):
             run_method(method, tmp_path / "no", demo_dir, **flags)
 
 
-BAD = [  # in episode 1: the array, the place in it, the new value, and a part of the message
-    ("obs", 7, np.nan, "obs of episode 1, step 7"),
-    ("obs", 20, np.inf, "obs of episode 1, step 20"),
-    ("action", 3, 1.5, "action of episode 1, step 3"),
-    ("discount", 19, -1, "discount of episode 1, step 19"),
-    ("reward", None, None, "episode 1 lacks reward"),
-    ("obs", None, {"position": 0}, "isn't plain numbers of one shape"),
-    ("obs", None, np.zeros((20, 3)), r"episode 1 has obs of shape \(20, 3\)"),
-]
-
-
-def made_up(count=3, length=20, seed=0):
-    rng = np.random.default_rng(seed)
-    shapes = {"obs": (length + 1, 3), "action": (length, 2), "reward": (length,), "discount": (length,)}
-    return [{name: rng.uniform(0, 1, shape) for name, shape in shapes.items()} for _ in range(count)]
-
-
-def test_a_bad_episode_is_named(tmp_path):
-    for name, where, value, sentence in BAD:
-        episodes = made_up()
-        if where is not None:
-            episodes[1][name][where] = value
-        elif value is not None:
-            episodes[1][name] = value
-        else:
-            del episodes[1][name]
-        with pytest.raises(UserError, match=sentence):
-            elsewhere.write(tmp_path / "bad.npz", episodes)
+@pytest.mark.parametrize(
+    ("name", "where", "value", "sentence"),
+    [
+        ("obs", 7, np.nan, "obs of episode 1, step 7"),
+        ("obs", 20, np.inf, "obs of episode 1, step 20"),
+        ("action", 3, 1.5, "action of episode 1, step 3"),
+        ("discount", 19, -1, "discount of episode 1, step 19"),
+        ("obs", None, {"position": 0}, "isn't plain numbers of one shape"),
+        ("obs", None, np.zeros((20, 2)), r"episode 1 has obs of shape \(20, 2\)"),
+        ("reward", None, None, "episode 1 lacks reward"),
+    ],
+)
+def test_a_bad_episode_is_named(name, where, value, sentence, recorded, tmp_path):
+    if where is not None:
+        recorded[1][name][where] = value
+    elif value is not None:
+        recorded[1][name] = value
+    else:
+        del recorded[1][name]
+    with pytest.raises(UserError, match=sentence):
+        elsewhere.write(tmp_path / "bad.npz", recorded)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_that_does_not_fit_the_task_is_refused(tmp_path):
+def test_a_file_that_does_not_fit_the_task_is_refused(recorded, tmp_path):
     path = tmp_path / "mine.npz"
-    elsewhere.write(path, made_up())
-    episodes, intended = elsewhere.read(path, EnvSpec("mine", 3, 2, 20))
-    assert len(episodes) == 3 and np.array_equal(intended, np.concatenate([e.action for e in episodes]))
-    for env, sentence in ((EnvSpec("mine", 4, 2, 20), r"mine has \(4,\)"), (EnvSpec("mine", 3, 2, 10), "ends at 10")):
-        with pytest.raises(UserError, match=sentence):
-            elsewhere.read(path, env)
+    elsewhere.write(path, recorded)
+    with pytest.raises(UserError, match="mine ends at 10"):
+        elsewhere.read(path, EnvSpec("mine", 2, 1, 10))
     with pytest.raises(UserError, match=r"pendulum-swingup has \(3,\) and \(1,\)"):
         elsewhere.main(elsewhere.Args(path, env_id="pendulum-swingup"))
     arrays = files.load_arrays(path, "recorded episodes")
-    wide = {name: values.astype(np.float64) for name, values in arrays.items()}  # NumPy's own type
-    files.save_arrays(tmp_path / "wide.npz", **wide)
-    for mine, theirs in zip(elsewhere.read(tmp_path / "wide.npz", None)[0], episodes, strict=True):
-        assert all(np.array_equal(a, b) and a.dtype == np.float32 for a, b in zip(mine, theirs, strict=True))
-    files.save_arrays(tmp_path / "column.npz", **(arrays | {"reward": arrays["reward"][:, None]}))
-    files.save_arrays(tmp_path / "empty.npz", **{name: values[:0] for name, values in arrays.items()})
-    files.save_arrays(tmp_path / "lacking.npz", obs=arrays["obs"])
-    for name, sentence in (("column", "must be one number a step"), ("empty", "no episodes"), ("lacking", "lacks the")):
-        with pytest.raises(UserError, match=f"{name}.npz.*{sentence}"):
-            elsewhere.main(elsewhere.Args(tmp_path / f"{name}.npz"))
+    files.save_arrays(path, **{name: values.astype(np.float64) for name, values in arrays.items()})  # NumPy's own type
+    episodes, intended = elsewhere.read(path, envs.spec(LINE))
+    assert all(map(np.array_equal, episodes[1], [recorded[1][name] for name in episodes[1]._fields]))
+    assert np.array_equal(intended, np.concatenate([episode["intended_action"] for episode in recorded]))
+    for content, sentence in (
+        (arrays | {"reward": arrays["reward"][:, None]}, "must be one number a step"),
+        ({name: values[:0] for name, values in arrays.items()}, "no episodes"),
+        ({"obs": arrays["obs"]}, "lacks the"),
+    ):
+        files.save_arrays(path, **content)
+        with pytest.raises(UserError, match=f"mine.npz.*{sentence}"):
+            elsewhere.main(elsewhere.Args(path))
+
+
+# ---- whole runs
 
 
 def test_a_whole_episode_more_than_asked_is_refused_and_fewer_are_told_and_made_up_for(tmp_path, demo_dir, capsys):
     """The first deployment brings one episode of two: its updates are half, the second is asked for three."""
     flags = {"env_id": LINE, "teacher": "none", "deploy": "elsewhere", "actor_steps": 80, "learner_steps": 60}
-    other, run_dir = example("deploy_elsewhere"), tmp_path / "run"
+    run_dir = tmp_path / "run"
 
     def asked(steps, cycle, bring):
         with pytest.raises(FilesNeeded, match=rf"cycle_000{cycle}.* for {steps} steps"):
@@ -190,63 +178,44 @@ def test_a_whole_episode_more_than_asked_is_refused_and_fewer_are_told_and_made_
 
 
 CLINIC = """
-from types import SimpleNamespace
-
 class Clinic:
-    observation_space = SimpleNamespace(shape=(3,), low=-10.0, high=10.0)
-    action_space = SimpleNamespace(shape=(2,), low=-1.0, high=1.0)
-    max_episode_steps = 20
+    observation_space, action_space, max_episode_steps = Point.observation_space, Point.action_space, 20
 """
 
 
-def test_without_a_simulator_deployments_speak(tmp_path, demo_dir):
-    (tmp_path / "clinic.py").write_text(CLINIC)
-    elsewhere.write(tmp_path / "mine.npz", made_up())
-    env_id = f"{tmp_path}/clinic.py:Clinic"
-    flags = {"env_id": env_id, "teacher": str(tmp_path / "mine.npz"), "actor_steps": 80, "learner_steps": 8}
+def test_without_a_simulator_deployments_speak(recorded, tmp_path, demo_dir):
+    elsewhere.write(tmp_path / "mine.npz", recorded)
+    flags = {"env_id": own(tmp_path, "Clinic", CLINIC), "teacher": str(tmp_path / "mine.npz"), "actor_steps": 80}
     with pytest.raises(UserError, match="can't be simulated: use --deploy elsewhere"):
         run_method("bc", tmp_path / "run", demo_dir, **flags)
     for cycle in (1, 2):
         with pytest.raises(FilesNeeded):
             run_method("bc", tmp_path / "run", demo_dir, deploy="elsewhere", **flags)
-        policy = torch.jit.load(tmp_path / "run" / f"cycle_000{cycle}" / "policy.torchscript")
-        assert policy(torch.zeros(4, 3)).shape == (4, 2)
-        elsewhere.write(tmp_path / "run" / f"cycle_000{cycle}" / "episodes.npz", made_up(2, seed=cycle))
-    run_dir = run_method("bc", tmp_path / "run", demo_dir, deploy="elsewhere", **flags)
-    content = report(run_dir)
+        folder = tmp_path / "run" / f"cycle_000{cycle}"
+        policy = torch.jit.load(folder / "policy.torchscript")
+        assert policy(torch.zeros(4, 2)).shape == (4, 1)
+        elsewhere.write(folder / "episodes.npz", [e | {"reward": e["reward"] / cycle} for e in recorded[:2]])
+    content = report(run_method("bc", tmp_path / "run", demo_dir, deploy="elsewhere", **flags))
     assert content["returns"].startswith("deployments") and content["clone"] is None and content["dip"] is None
-    expected = np.mean([episode["reward"].sum() for episode in made_up(2, seed=2)])
+    expected = np.mean([episode["reward"].sum() / 2 for episode in recorded[:2]])
     assert content["final"]["return"]["mean"] == pytest.approx(expected, rel=1e-5)
-    assert [cycle["deployed"]["episodes"] for cycle in content["cycles"]] == [2, 2]
-    assert content["falls"] == {"count": 1, "significant": 0}  # of the second deployment, and two episodes aren't many
-    assert (run_dir / "learning_curve.png").stat().st_size > 10_000
+    assert content["falls"]["count"] == 1  # of the second deployment
+    assert (tmp_path / "run" / "learning_curve.png").stat().st_size > 10_000
 
 
-def test_the_readmes_commands_are_the_whole_loop(tmp_path):
-    """With a small budget and one cycle."""
-    text = (ROOT / "README.md").read_text().partition("## Without a simulator")[2]
-    lines = [shlex.split(line, comments=True) for line in text.split("```")[1].splitlines()[1:]]
-    here = {"python": sys.executable, "mine.npz": f"{tmp_path}/mine.npz", "runs/real": f"{tmp_path}/run"}
-    here |= {f"episode{i}.npz": f"{tmp_path}/episode{i}.npz" for i in (1, 2)}
-    record, start, deploy, resume, annotate, again = ([here.get(word, word) for word in line] for line in lines)
-    small = (SMALL | TOY | {"num_cycles": 1}).items() - {("teacher", TOY["teacher"])}
-    start += words(dict(small))
-    assert deploy == annotate and resume == again
-    bring = [*deploy, "--teacher", TOY["teacher"]]
-
-    def call(command, status):
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-        assert done.returncode == status, done.stderr
-        return done.stdout
-
-    env = envs.spec(TOY["env_id"])
-    teacher = teachers.load(TOY["teacher"], env, "demonstrations", CPU)
-    for i, episode in enumerate(episodes_of(teacher, env, 2), start=1):
-        np.savez(here[f"episode{i}.npz"], **episode._asdict())
-    assert "2 episodes" in call(record, 0)
-    assert "waiting: deploy " in call(start, 75)
-    call(bring, 0)
-    assert "waiting: annotate " in call(resume, 75)
-    call(bring, 0)
-    call(resume, 0)
-    assert report(tmp_path / "run")["name"].startswith("ta_qf,")
+def test_the_readmes_commands_are_the_loop(recorded, tmp_path):
+    for name in ("common", "examples", "gbrl_teacher_action.py"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    for i, episode in enumerate(recorded[:2], start=1):
+        np.savez(tmp_path / f"episode{i}.npz", **episode)
+    text, statuses = (ROOT / "README.md").read_text().partition("## Without a simulator")[2], []
+    small = {name: value for name, value in (SMALL | TOY).items() if name != "teacher"}
+    more = {"--run-dir": words(small), "examples/deploy_elsewhere.py": ["--teacher", TOY["teacher"]]}
+    for line in text.split("```")[1].splitlines()[1:]:
+        command = shlex.split(line, comments=True)
+        command += [word for place, added in more.items() if place in command for word in added]
+        done = subprocess.run([sys.executable, *command[1:]], cwd=tmp_path, capture_output=True, text=True)
+        statuses.append(done.returncode)
+    assert statuses == [0, 75, 0, 75, 0, 75], done.stderr
+    request = files.load_json(tmp_path / "runs" / "real" / "waiting.json", "request")
+    assert (request["for"], request["cycle"]) == ("episodes", 2)

@@ -1,6 +1,7 @@
-"""Runs that end badly: a full disk, numbers that aren't finite, workers that die or hang, processes left behind."""
+"""Runs that end early: a full disk, numbers that aren't finite, workers that die, signals, processes left behind."""
 
 import collections
+import contextlib
 import os
 import re
 import signal
@@ -14,36 +15,36 @@ import pytest
 import torch
 from small import CPU, ROOT, SMALL, TOY, differences, equal, own, result, run_method, script, words
 
-from common import UserError, envs, files, teachers, workers
+from common import Interrupted, UserError, envs, files, launch, teachers
 from common.replay import Replay
 from common.run import Run
 from common.workers import Workers
 
-# ---- a full disk
+SPEC = envs.spec(TOY["env_id"])
+
+
+# ---- errors
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
 def test_a_full_disk_is_a_sentence_and_the_run_goes_on_once_there_is_room(alone, tmp_path, monkeypatch):
-    folder, tries, honest, expected = tmp_path / "run", collections.Counter(), os.fsync, result(alone("ta:1"))
+    folder, tries, sentences = tmp_path / "run", collections.Counter(), []
 
-    def fsync(handle):
-        name = Path(os.readlink(f"/proc/self/fd/{handle}")).name.rpartition(".tmp")[0].rpartition(".")[0]
-        tries[name] += 1
-        if tries[name] in (1, 3, 5):
+    def replace(source, target, honest=os.replace):
+        tries[Path(target).name] += 1
+        if tries[Path(target).name] in (1, 3, 5):
             raise OSError(28, "No space left on device")
-        honest(handle)
+        honest(source, target)
 
-    def deploy(self, *rest):
-        deployed = honest_deploy(self, *rest)
-        if self.cycle == 2 and not tries["metrics.jsonl"]:
-            tries["metrics.jsonl"] += 1
-            self._metrics._file = open("/dev/full", "ab")  # noqa: SIM115
-        return deployed
+    def deploy(run, *rest, honest=Run.deploy):
+        tries["deploy"] += 1
+        if tries["deploy"] == 3:
+            run._metrics._file = open("/dev/full", "ab")  # noqa: SIM115
+        return honest(run, *rest)
 
-    honest_deploy = Run.deploy
-    monkeypatch.setattr(os, "fsync", fsync)
+    expected = result(alone("ta:1"))
+    monkeypatch.setattr(os, "replace", replace)
     monkeypatch.setattr(Run, "deploy", deploy)
-    sentences = []
     while True:
         try:
             run_method("ta:1", folder, tmp_path / "demos", **TOY)
@@ -51,15 +52,10 @@ def test_a_full_disk_is_a_sentence_and_the_run_goes_on_once_there_is_room(alone,
         except UserError as error:
             sentences.append(str(error))
         assert not [*tmp_path.rglob(".*.tmp")], "something half-written lies about"
-        for path in folder.glob("checkpoint*.pt"):
-            files.load_torch(path, "checkpoint")
     assert all(str(tmp_path) in s and "(No space left" in s and "--resume" in s for s in sentences)
     names = {Path(sentence.split()[0]).name for sentence in sentences}
     assert {"args.json", "checkpoint.pt", "batch.npz", "snapshot.pt", "evaluation.json", "metrics.jsonl"} <= names
     assert differences(result(folder), expected) == []
-
-
-# ---- numbers that aren't finite
 
 
 @pytest.mark.parametrize(
@@ -77,10 +73,9 @@ def test_what_is_not_finite_is_named_and_never_saved(sample, said, good, alone, 
         taken.append(honest(self, *arguments))
         return taken[-1] | ({"obs": taken[-1]["obs"] * np.nan} if len(taken) == sample + 1 else {})
 
-    with monkeypatch.context() as patch:
+    with monkeypatch.context() as patch, pytest.raises(UserError, match=said):
         patch.setattr(Replay, "sample", bad)
-        with pytest.raises(UserError, match=said):
-            run_method("ta:1", tmp_path / "run", demo_dir, **TOY)
+        run_method("ta:1", tmp_path / "run", demo_dir, **TOY)
     if good:
         content = files.load_torch(path, "checkpoint")
         assert (content["cycle"], content["step"]) == good
@@ -94,15 +89,8 @@ def test_what_is_not_finite_is_named_and_never_saved(sample, said, good, alone, 
 CODE = """
 class Dies(Pusher):
     def action(self, obs):
-        if len(obs) == 10 and not os.path.exists(f"{HERE}/died"):
-            open(f"{HERE}/died", "w").close()
-            os.kill(os.getpid(), 9)
-        return super().action(obs)
-
-
-class AlwaysDies(Pusher):
-    def action(self, obs):
-        if len(obs) == 10:
+        if len(obs) == 10 and len(glob.glob(f"{HERE}/died *")) < 4:
+            open(f"{HERE}/died {time.time_ns()}", "w").close()
             os.kill(os.getpid(), 9)
         return super().action(obs)
 
@@ -121,38 +109,28 @@ class Begins(Point):
 """
 
 
-def test_a_lost_worker_changes_nothing(tmp_path, capfd):
-    spec = envs.spec(TOY["env_id"])
-    teacher = teachers.load(own(tmp_path, "Dies", CODE), spec, "demonstrations", CPU)
-    pool = Workers(spec, 2)
+def test_a_lost_worker_changes_nothing_and_a_block_that_loses_three_is_an_error(tmp_path, capfd):
+    """The first four times that a block begins, its worker dies."""
+    teacher = teachers.load(own(tmp_path, "Dies", CODE), SPEC, "actions", CPU)
+    one, pool = Workers(SPEC, 1), Workers(SPEC, 2)
+    with pytest.raises(UserError, match=r"episodes 0-9 .* workers died 3 times meanwhile, the last: Broken"):
+        one.episodes(teacher.action, 0.3, (7,), range(40), "dies")
     there = pool.episodes(teacher.action, 0.3, (7,), range(50), "busy")
     told = capfd.readouterr().err
-    assert re.search(r"a worker was lost in episodes \d+-\d+ of stream \(7,\).*running it again", told)
+    assert len(re.findall(r"a worker was lost in episodes \d+-\d+ of stream \(7,\).*running it again", told)) >= 3
     os.kill(next(iter(pool._pool._processes)), signal.SIGKILL)  # idle
     there += pool.episodes(teacher.action, 0.3, (7,), range(50, 60), "idle")
+    one.close()
     pool.close()
-    assert equal(there, Workers(spec, 0).episodes(teacher.action, 0.3, (7,), range(60), "here"))
-
-
-def test_a_worker_that_always_dies_becomes_an_error(tmp_path, capfd):
-    spec = envs.spec(TOY["env_id"])
-    teacher = teachers.load(own(tmp_path, "AlwaysDies", CODE), spec, "demonstrations", CPU)
-    pool = Workers(spec, 1)
-    with pytest.raises(UserError, match=r"episodes 0-9 .* workers died 3 times meanwhile, the last: Broken"):
-        pool.episodes(teacher.action, 0.0, (7,), range(40), "dies")
-    pool.close()
-    assert capfd.readouterr().err.count("running it again") == workers.MAX_TRIES - 1
+    assert equal(there, Workers(SPEC, 0).episodes(teacher.action, 0.3, (7,), range(60), "here"))
 
 
 def of(mark):
     """Ids of the processes that inherited this mark in their environment: the run and all that it started."""
     found = []
     for path in Path("/proc").glob("[0-9]*/environ"):
-        try:
-            if f"MARK={mark}".encode() in path.read_bytes():
-                found.append(int(path.parent.name))
-        except OSError:  # gone, or not ours
-            continue
+        with contextlib.suppress(OSError):  # gone, or not ours
+            found += [path.parent.name] if f"MARK={mark}".encode() in path.read_bytes() else []
     return found
 
 
@@ -172,8 +150,7 @@ def test_no_process_is_left_behind(end, tmp_path):
             if end != "error":
                 os.killpg(child.pid, signal.SIGINT) if end == "Ctrl-C" else child.kill()  # Ctrl-C reaches the workers
             said = child.communicate(timeout=60)[1]
-            while left := of(mark):  # a second or two
-                print("still there:", left)
+            while of(mark):  # a second or two
                 time.sleep(0.2)
         finally:
             child.kill()  # where an assertion failed
@@ -181,19 +158,14 @@ def test_no_process_is_left_behind(end, tmp_path):
     assert (b"in the worker" in said) == (end == "error") and (end == "error" or b"Traceback" not in said)
 
 
-# ---- the same bits
-
-
-def test_the_suites_episodes_are_the_same_in_workers_and_beside_a_learner_with_more_threads():
-    spec, policy = envs.spec("cartpole-balance"), script("gbrl_d4pg").Policy(5, 1)
-    pool = Workers(spec, 2)
+def test_episodes_are_the_same_in_workers_and_beside_a_learner_with_more_threads():
+    pool, policy = Workers(envs.spec("cartpole-balance"), 2), script("gbrl_d4pg").Policy(5, 1)
     there = pool.episodes(policy, 0.3, (7,), range(9, 12), "in workers")
     pool.close()
     torch.set_num_threads(2)
-    here = Workers(spec, 0).episodes(policy, 0.3, (7,), range(9, 12), "here")
-    assert torch.get_num_threads() == 2
+    here = Workers(envs.spec("cartpole-balance"), 0).episodes(policy, 0.3, (7,), range(9, 12), "here")
+    assert torch.get_num_threads() == 2 and equal(there, here)
     torch.set_num_threads(1)
-    assert equal(there, here)
 
 
 def test_workers_that_cannot_start_say_why(tmp_path):
@@ -204,3 +176,38 @@ def test_workers_that_cannot_start_say_why(tmp_path):
     done = subprocess.run(command, env=os.environ | {"TMPDIR": str(folder)}, capture_output=True, text=True)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert re.search(r"error: worker processes can't start \(.*too long.*TMPDIR .*--num-workers 0", done.stderr)
+
+
+# ---- signals
+
+SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP]
+
+
+@pytest.fixture
+def interrupt():
+    """The signals are handled as in a terminal, whatever these tests were started with."""
+    before, interrupt = {number: signal.signal(number, signal.SIG_DFL) for number in SIGNALS}, launch.Interrupt("go on")
+    yield interrupt
+    interrupt.stop()
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_lets_a_step_finish_and_a_second_one_ends_at_once(number, interrupt):
+    interrupt.start()
+    with interrupt.later():
+        signal.raise_signal(number)
+        assert interrupt
+        with pytest.raises(Interrupted, match=f"interrupted by {number.name}; go on") as raised:
+            signal.raise_signal(number)
+    assert raised.value.args[1] == number
+    interrupt.stop()
+    assert signal.getsignal(number) is signal.SIG_DFL
+
+
+def test_under_nohup_a_hangup_stays_ignored(interrupt):
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    interrupt.start()
+    signal.raise_signal(signal.SIGHUP)
+    assert not interrupt and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN

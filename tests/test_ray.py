@@ -28,12 +28,11 @@ def cluster():
 
 def sweep(here, *more):
     """The command of a sweep in the folder `here`, and where it is started."""
+    own = ["--methods", *METHODS, "--output", "out", "--seeds", "1", "--num-cycles", "2", *more]
+    own += ["--env-ids", TOY["env_id"], "--teacher", TOY["teacher"]]
     flags = {name: value for name, value in FLAGS.items() if name not in ("env_id", "teacher", "num_cycles")}
-    flags |= {"demo_dir": here / "demos"}
-    own = ["--env-ids", FLAGS["env_id"], "--teacher", FLAGS["teacher"], "--num-cycles", str(FLAGS["num_cycles"])]
-    script = str(ROOT / "benchmark" / "sweep.py")
-    command = [sys.executable, script, "--methods", *METHODS, "--output", "out", "--seeds", "1", *own, *more]
-    return {"args": [*command, "--", *words(flags)], "cwd": here}
+    command = [sys.executable, str(ROOT / "benchmark" / "sweep.py"), *own, "--", *words(flags)]
+    return {"args": [*command, f"--demo-dir={here}/demos"], "cwd": here}
 
 
 def test_a_node_lost_in_the_middle_changes_nothing(cluster, tmp_path):

@@ -11,8 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
-from small import FILE, TOY, differences, live, make_args, metrics, own, report, result, run_method, script
+from small import FILE, TOY, differences, live, make_args, own, report, result, run_method, script
 
 from common import UserError, envs, files, launch
 from common import run as run_module
@@ -30,15 +29,15 @@ ENDS = {  # method, flags, how it is ended, and at how many moments at least
 
 
 def end_everywhere(method, args, steps=STEPS, **how):
-    """End a run at each moment, and resume it each time; returns the moments."""
+    """End a run at each moment, and resume it each time; returns the number of moments."""
     seen = []
     while (moment := live(method, args, steps=steps, seen=seen, **how)) is not None:
         seen.append(moment)
-    return seen
+    return len(seen)
 
 
 def names(run_dir):
-    return {path.relative_to(run_dir) for path in run_dir.rglob("*") if "wandb" not in path.parts}
+    return {path.relative_to(run_dir) for path in run_dir.rglob("*") if "wandb" not in str(path.relative_to(run_dir))}
 
 
 @pytest.mark.parametrize("end", ENDS)
@@ -51,15 +50,11 @@ def test_a_run_that_is_ended_everywhere_comes_to_the_same_end(end, tmp_path, dem
         monkeypatch.delenv("WANDB_SERVICE", raising=False)  # of another test, which would outlive a killed run
     left_alone = run_method(method, tmp_path / "alone", demo_dir, **(TOY | flags | {"track": False}))
     _, args = make_args(method, tmp_path / "run", tmp_path / "demos", **(TOY | flags))
-    assert len(end_everywhere(method, args, **how)) >= at_least
+    assert end_everywhere(method, args, **how) >= at_least
     assert differences(result(tmp_path / "run"), result(left_alone)) == []
-    more = {Path("wandb.json")} if "track" in flags else set()
-    assert names(tmp_path / "run") == names(left_alone) | more
-    if method != "bc":  # it was ended in critic evaluation, before this line was written
-        (line,) = [line for line in metrics(tmp_path / "run") if "teacher/episodic_return" in line]
-        assert line["pretrain_step"] == 60
-    if "track" in flags:
-        assert len({path.name.split("-")[-1] for path in tmp_path.glob("run/wandb/offline-run-*")}) == 1
+    assert names(tmp_path / "run") == names(left_alone)
+    ids = {path.name.split("-")[-1] for path in tmp_path.glob("run/wandb/offline-run-*")}
+    assert len(ids) == ("track" in flags)
 
 
 SIGNALS_ITSELF = """
@@ -67,32 +62,30 @@ class Signals(Pusher):
     def action_gradient(self, obs, action):
         if len(obs) == 32 and not os.path.exists(f"{HERE}/mark"):  # an update's batch
             open(f"{HERE}/mark", "w").close()
-            os.kill(os.getpid(), NUMBER)
+            os.kill(os.getpid(), 15)
         return super().action_gradient(obs, action)
 """
 
 
 def test_a_signal_saves_and_says_how_to_go_on_from_any_folder(tmp_path):
-    number = signal.SIGTERM
-    own(tmp_path, "Signals", SIGNALS_ITSELF.replace("NUMBER", str(int(number))))
-    task, teacher = "mine.py:Point", "mine.py:Signals"
-    module, args = make_args("tg:1", "run", "demos", **(TOY | {"env_id": task, "teacher": teacher}))
+    own(tmp_path, "Signals", SIGNALS_ITSELF)
+    module, args = make_args("tg:1", "run", "demos", **TOY)
+    args = dataclasses.replace(args, env_id="mine.py:Point", teacher="mine.py:Signals")
+
+    def call(folder, *words):
+        return subprocess.run([sys.executable, *words], cwd=folder, capture_output=True, text=True)
+
     words = launch.command(args, module.__file__).split()[1:]
-    done = subprocess.run([sys.executable, *words, "--run-dir", "run"], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 128 + number and "Traceback" not in done.stderr
+    done = call(tmp_path, *words, "--run-dir", "run")
+    assert done.returncode == 128 + signal.SIGTERM and "Traceback" not in done.stderr
     said, _, hint = done.stderr.splitlines()[-1].partition("; go on with: python ")
-    assert said == f"interrupted by {number.name}"
+    assert said == "interrupted by SIGTERM"
     assert files.load_torch(tmp_path / "run" / "checkpoint.pt", "checkpoint")["step"] == 1  # the step was finished
-    other = [sys.executable, words[0], "--resume", "run", "--seed", "2"]
-    refused = subprocess.run(other, cwd=tmp_path, capture_output=True, text=True)
+    refused = call(tmp_path, words[0], "--resume", "run", "--seed", "2")
     assert refused.returncode == 1 and "was started with --seed 1, not 2" in refused.stderr
-    assert not (tmp_path / "demos").exists()  # of a class of your own nothing is cached
     (tmp_path / "elsewhere").mkdir()
-    subprocess.run([sys.executable, *shlex.split(hint)], cwd=tmp_path / "elsewhere", check=True, capture_output=True)
+    assert call(tmp_path / "elsewhere", *shlex.split(hint)).returncode == 0
     assert list((tmp_path / "elsewhere").iterdir()) == []  # the demonstrations aren't made again
-    flags = TOY | {"env_id": f"{tmp_path}/{task}", "teacher": f"{tmp_path}/{teacher}"}
-    left_alone = run_method("tg:1", tmp_path / "alone", tmp_path / "demos", **flags)
-    assert differences(result(tmp_path / "run"), result(left_alone)) == []
 
 
 # ---- the same run, and no other
@@ -111,50 +104,38 @@ def test_other_flags_are_refused_and_free_ones_taken(stopped, alone, tmp_path, d
         launch.saved_args(script("gbrl_d4pg").Args, stopped)
     path = Path(args.run_dir) / "checkpoint.pt"
     content = files.load_torch(path, "checkpoint")
-    sampler, content["state"]["parts"]["sampler"] = content["state"]["parts"]["sampler"], torch.zeros(16).byte()
-    files.save_torch(path, content)  # as a GPU's generator has it
-    with pytest.raises(UserError, match="another kind of device than cpu"):
-        module.main(args)
-    content["state"]["parts"]["sampler"], content["seconds"]["cloning"] = sampler, 1e6
+    content["seconds"]["cloning"] = 1e6
     files.save_torch(path, content)
     run_dir = module.main(dataclasses.replace(args, num_workers=1, checkpoint_every=7))
-    assert 1e6 < report(run_dir)["wall_s"] < 1e6 + 1e4  # time counts on
-    assert report(run_dir)["seconds"]["cloning"] == 1e6
+    assert report(run_dir)["seconds"]["cloning"] == 1e6 < report(run_dir)["wall_s"]  # time counts on
     assert differences(result(run_dir), result(alone("ta:1"))) == []
 
 
-def test_another_teacher_is_refused_with_both_hashes(alone, tmp_path, demo_dir):
+def test_files_of_your_own_may_move_but_not_change(alone, tmp_path, demo_dir):
     first, second = (alone("bc") / f"cycle_000{k}" / "snapshot.pt" for k in (1, 2))
-    shutil.copy(first, tmp_path / "teacher.pt")
-    module, args = make_args("ta:1", tmp_path / "run", demo_dir, **(TOY | {"teacher": str(tmp_path / "teacher.pt")}))
-    live("ta:1", args, steps=[(1, 20)])
-    shutil.copy(second, tmp_path / "teacher.pt")
     hashes = [hashlib.sha256(path.read_bytes()).hexdigest() for path in (first, second)]
-    with pytest.raises(UserError, match="was started with --teacher of SHA-256 {}, not of SHA-256 {};".format(*hashes)):
-        module.main(args)
-    shutil.copy(first, tmp_path / "teacher.pt")
+
+    def arguments(folder):
+        flags = TOY | {"env_id": f"{folder}/toy.py:Point", "teacher": f"{folder}/teacher.pt"}
+        return make_args("ta:1", tmp_path / "run", demo_dir, **flags)
+
+    old, new = tmp_path / "old", tmp_path / "new"
+    old.mkdir()
+    shutil.copy(FILE, old / "toy.py")
+    shutil.copy(first, old / "teacher.pt")
+    assert live("ta:1", arguments(old)[1], steps=[(1, 20)]) == (1, 20)
+    old.rename(new)
+    module, args = arguments(new)
+    for name, content, sentence in (
+        ("toy.py", FILE.read_bytes() + b"# changed\n", "was started with --env-id .*, not .*; start in a new folder"),
+        ("teacher.pt", second.read_bytes(), "--teacher of SHA-256 {}, not of SHA-256 {};".format(*hashes)),
+    ):
+        before = (new / name).read_bytes()
+        (new / name).write_bytes(content)
+        with pytest.raises(UserError, match=sentence):
+            module.main(args)
+        (new / name).write_bytes(before)
     assert report(module.main(args))["teacher"]["sha256"] == hashes[0]
-
-
-def test_an_environment_file_may_move_but_not_change(tmp_path, demo_dir, alone):
-    (tmp_path / "old").mkdir()
-    shutil.copy(FILE, tmp_path / "old" / "toy.py")
-    flags = TOY | {"env_id": f"{tmp_path}/old/toy.py:Point", "teacher": f"{tmp_path}/old/toy.py:Pusher"}
-    _, args = make_args("ta:1", tmp_path / "run", demo_dir, **flags)
-    assert live("ta:1", args, steps=[(1, 20)]) == (1, 20)
-    moved = shutil.move(tmp_path / "old", tmp_path / "new") / "toy.py"
-    module, args = make_args(
-        "ta:1", tmp_path / "run", demo_dir, **(flags | {"env_id": f"{moved}:Line", "teacher": f"{moved}:Pusher"})
-    )
-    with pytest.raises(UserError, match=r"was started with --env-id .*, not .*; start in a new folder"):
-        module.main(args)
-    args = dataclasses.replace(args, env_id=f"{moved}:Point")
-    text = moved.read_text()
-    moved.write_text(text + "# changed\n")
-    with pytest.raises(UserError, match="was started with --env-id"):
-        module.main(args)
-    moved.write_text(text)
-    assert differences(result(module.main(args)), result(alone("ta:1"))) == ["report"]  # which names the file
 
 
 def test_other_code_or_packages_are_named_and_booked(stopped, tmp_path, demo_dir, monkeypatch, capsys):
@@ -164,8 +145,6 @@ def test_other_code_or_packages_are_named_and_booked(stopped, tmp_path, demo_dir
     (tmp_path / "common" / "new.py").touch()
     version = importlib.metadata.version
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "1.0" if name == "numpy" else version(name))
-    named = files.load_json(Path(args.run_dir) / "versions.json", "versions")
-    assert {"python", "torch", "numpy", "dm-control", "mujoco"} <= named.keys()
     (changes,) = report(module.main(args))["changes"]
     assert changes == {"numpy": [version("numpy"), "1.0"], "common/new.py": [None, hashlib.sha256(b"").hexdigest()]}
     assert "warning: numpy, common/new.py changed since this run was started" in capsys.readouterr().out
@@ -173,10 +152,10 @@ def test_other_code_or_packages_are_named_and_booked(stopped, tmp_path, demo_dir
 
 def test_a_folder_in_use_is_refused(tmp_path, demo_dir):
     module, args = make_args("bc", tmp_path / "run", demo_dir, **TOY)
-    user = Run(args, "bc", envs.spec(args.env_id), None, module.__file__)
-    with pytest.raises(UserError, match="in use by another process"):
-        module.main(args)
-    user._lock.release()
+    with Run(args, "bc", envs.spec(args.env_id), None, module.__file__):
+        command = [sys.executable, module.__file__, "--resume", args.run_dir]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 1 and "run is in use by another process" in done.stderr
     shutil.rmtree(tmp_path / "run")
     module.main(args)
 
@@ -198,12 +177,11 @@ def test_a_clone_that_is_taken_over_is_as_one_that_was_made(alone, tmp_path, dem
     shutil.copytree(alone("bc"), tmp_path / "first")
     monkeypatch.chdir(tmp_path)
     args = make_args("ta:1", "second", "demos", pretrained="first", **TOY)[1]
-    assert len(end_everywhere("ta:1", args, renames=True)) > 25
+    assert end_everywhere("ta:1", args, renames=True) > 25
     assert differences(result(tmp_path / "second"), result(alone("ta:1"))) == []
     assert names(tmp_path / "second") == names(alone("ta:1"))
-    assert not (tmp_path / "demos").exists()  # nothing was cloned
     shutil.rmtree("first")
-    run_dir = run_method("tg:1", "third", demo_dir, pretrained="second", **TOY)
+    run_dir = run_method("tg:1", "third", "demos", pretrained="second", **TOY)
     assert differences(result(run_dir), result(alone("tg:1"))) == []
 
 
@@ -212,17 +190,14 @@ def test_a_clone_of_another_run_is_refused(alone, tmp_path, demo_dir):
     shutil.copytree(alone("bc"), tmp_path / "damaged")
     (tmp_path / "damaged" / "metrics.jsonl").write_text("cycle\n")
     other = {"teacher": str(alone("bc") / "cycle_0001" / "snapshot.pt")}
-    refused = [
+    for source, flags, sentence in (
         (alone("bc"), {"seed": 2}, "--seed 1, not 2"),
         (alone("bc"), {"bc_steps": 41}, "--bc-steps 40, not 41"),
-        (alone("bc"), {"demo_sigma": 0.2}, "--demo-sigma 0.3, not 0.2"),
         (alone("bc"), other, "--teacher of SHA-256 .*, not of "),
         (tmp_path / "unfinished", {}, "no run that has finished its pre-training"),
         (tmp_path / "nowhere", {}, "no run that has finished its pre-training"),
         (tmp_path / "damaged", {}, "metrics.jsonl has lost lines that its run wrote"),
-    ]
-    for source, flags, sentence in refused:
-        module, args = make_args("ta:1", tmp_path / "run", demo_dir, pretrained=str(source), **(TOY | flags))
+    ):
         with pytest.raises(UserError, match=f"{source}.*{sentence}"):
-            module.main(args)
+            run_method("ta:1", tmp_path / "run", demo_dir, pretrained=str(source), **(TOY | flags))
         assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]  # nothing of it is left

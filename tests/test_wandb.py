@@ -14,8 +14,6 @@ from small import ROOT, SMALL, TOY, make_args, metrics, report
 from wandb.proto.wandb_internal_pb2 import Record
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
-KINDS = ("run", "metric", "summary")
-
 
 def records(data):
     """The records of a `.wandb` file: 7 bytes, then LevelDB's log format, in blocks of 32 KiB."""
@@ -55,28 +53,22 @@ def test_after_a_kill_wandb_gets_every_line_once_and_with_its_number(tmp_path, s
     """The killed part wasn't tracked, or its file was cut: what wandb lacks is sent when tracking begins."""
     run_dir = shutil.copytree(stopped, tmp_path / "run")
     script, _ = make_args("ta:1", run_dir, tmp_path / "demos", **TOY)
-    resume = [sys.executable, str(ROOT / f"{script.__name__}.py"), "--resume", str(run_dir), "--track"]
-    done = call(resume, tmp_path, HOME=str(tmp_path))
-    assert done.returncode == 0, done.stderr
-    (path,) = run_dir.glob("wandb/offline-run-*/*.wandb")
-    lines, sent = metrics(run_dir), history(path)
-    assert [{key: sent[i][key] for key in line} for i, line in enumerate(lines)] == lines
-    assert "learning_curve" in "".join(sent[len(lines)]) and len(sent) == len(lines) + 1  # its report comes last
-    of = {kind: [getattr(r, kind) for r in records(path.read_bytes()) if r.HasField(kind)] for kind in KINDS}
-    (run,), axes = of["run"], {m.name or m.glob_name: m.step_metric for m in of["metric"]}
+    resume = [str(ROOT / f"{script.__name__}.py"), "--resume", str(run_dir), "--track"]
+    for words in (resume, ["-m", "common.metrics", str(run_dir)]):  # the whole run, sent by hand, is the same run
+        shutil.rmtree(run_dir / "wandb", ignore_errors=True)
+        done = call([sys.executable, *words], tmp_path, HOME=str(tmp_path))
+        assert done.returncode == 0, done.stderr
+        (path,) = run_dir.glob("wandb/offline-run-*/*.wandb")
+        lines, sent = metrics(run_dir), history(path)
+        assert path.stem == "run-" + json.loads((run_dir / "wandb.json").read_text())["id"]
+        assert [{key: sent[i][key] for key in line} for i, line in enumerate(lines)] == lines
+        assert "learning_curve" in "".join(sent[len(lines)]) and len(sent) == len(lines) + 1  # its report comes last
+    (run,) = [record.run for record in records(path.read_bytes()) if record.HasField("run")]
     group = "toy.py:Point, teacher toy.py:Pusher, 2 cycles, 400 steps, 61 updates, ta:1,"
     assert run.run_group.startswith(group) and len(run.run_group) <= 128 and run.display_name == "run"
-    assert run.tags[0] == "toy.py:Point" and all(len(tag) <= 64 for tag in run.tags) and run.job_type == "run"
-    pretraining = ("losses/bc_loss", "losses/critic_evaluation_loss")
-    assert axes == {"*": "learner_step"} | dict.fromkeys(pretraining, "pretrain_step")
-    assert json.dumps(report(run_dir)["name"]) in str(of["summary"]).replace('\\"', '"')
-    # The whole run, sent by hand, is the same run.
-    shutil.rmtree(run_dir / "wandb")
-    assert call([sys.executable, "-m", "common.metrics", str(run_dir)], tmp_path, HOME=str(tmp_path)).returncode == 0
-    (again,) = run_dir.glob("wandb/offline-run-*/*.wandb")
-    assert again.name == path.name and [history(again)[i]["wall_s"] for i in range(len(lines))] == [
-        line["wall_s"] for line in lines
-    ]
+    assert all(len(tag) <= 64 for tag in run.tags)  # wandb takes no longer ones
+    summaries = [str(record.summary) for record in records(path.read_bytes()) if record.HasField("summary")]
+    assert json.dumps(report(run_dir)["name"]) in "".join(summaries).replace('\\"', '"')
 
 
 def test_the_sweep_of_figure_6_runs_as_wandb_starts_it(tmp_path):
@@ -98,5 +90,4 @@ def test_the_sweep_of_figure_6_runs_as_wandb_starts_it(tmp_path):
     assert done.returncode == 0, done.stderr
     content = json.loads((tmp_path / "runs/figure_6/abcd1234/args.json").read_text())
     assert content["name"].startswith("bc_reg_decay:5") and content["args"]["seed"] == 5
-    assert json.loads((tmp_path / "runs/figure_6/abcd1234/wandb.json").read_text()) == {"id": "abcd1234"}
     assert list(tmp_path.glob("runs/figure_6/abcd1234/wandb/offline-run-*-abcd1234"))
