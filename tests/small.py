@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import signal
+import subprocess
 from multiprocessing import forkserver
 from pathlib import Path
 
@@ -154,3 +155,11 @@ def equal(first, second):
     """Whether episodes have the same bits."""
     pairs = zip(first, second, strict=True)
     return all(np.array_equal(x, y) for a, b in pairs for x, y in zip(a, b, strict=True))
+
+
+def kill_at(command, words, folder):
+    """Run a command in `folder` and kill it once it has printed a line with `words`."""
+    with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True) as process:
+        while words not in process.stdout.readline():
+            assert process.poll() is None, command
+        process.kill()

@@ -6,7 +6,7 @@ import sys
 import pieces
 import pytest
 import torch
-from small import METHODS, ROOT, SMALL, differences, result, words
+from small import METHODS, ROOT, SMALL, differences, kill_at, result, words
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 CUDA = torch.device("cuda")
@@ -17,10 +17,7 @@ CUDA = torch.device("cuda")
 def test_the_same_seed_gives_the_same_bytes_also_when_killed(method, compiled, tmp_path):
     flags = words(SMALL | {"demo_dir": tmp_path / "demos", "compile": compiled})
     command = [sys.executable, str(ROOT / "benchmark" / "methods.py"), f"--name={method}", *flags, "--run-dir"]
-    with subprocess.Popen([*command, str(tmp_path / "killed")], stdout=subprocess.PIPE, text=True) as killed:
-        while "cycle 1, step 20: " not in killed.stdout.readline():
-            assert killed.poll() is None
-        killed.kill()
+    kill_at([*command, str(tmp_path / "killed")], "cycle 1, step 20: ", ROOT)
     for name in ("first", "second", "killed"):
         done = subprocess.run([*command, str(tmp_path / name)], capture_output=True, text=True)
         assert done.returncode == 0 and "learning on CPU" not in done.stdout, done.stderr

@@ -4,6 +4,7 @@ import random
 import re
 import shutil
 import stat
+import tempfile
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import torch
 from small import CPU, TOY, differences, equal, make_args, result
 
 from common import UserError, envs, files, report, teachers
-from common.workers import Workers
+from common.run import Run
 
 SPEC = envs.spec(TOY["env_id"])
 
@@ -77,30 +78,32 @@ def test_a_damaged_file_of_a_run(names, lost, stopped, alone, tmp_path, demo_dir
 # ---- demonstrations
 
 
-def test_demonstrations_are_cached_under_all_that_they_depend_on_and_a_damaged_file_is_made_again(
-    alone, tmp_path, monkeypatch, capfd
-):
+def test_demonstrations_are_cached_under_all_that_they_depend_on(alone, tmp_path, monkeypatch):
     teacher = teachers.load(str(alone("ta:1") / "cycle_0002" / "snapshot.pt"), SPEC, "demonstrations", CPU)
+    folder = tmp_path / "demos"
 
     def demos(n=2, sigma=0.3):
-        return teachers.demonstrations(teacher, SPEC, n, sigma, tmp_path / "demos", Workers(SPEC, 0))
-
-    def cached():
-        return len(list(tmp_path.glob("demos/*")))
+        flags = TOY | {"demo_episodes": n, "demo_sigma": sigma}
+        module, args = make_args("bc", tempfile.mkdtemp(dir=tmp_path), folder, **flags)
+        with Run(args, "bc", SPEC, teacher, module.__file__) as run:
+            return run.demonstrations()[0]
 
     two = demos()
-    (path,) = tmp_path.glob("demos/*")
+    (path,) = folder.glob("*")
     before = path.stat().st_mtime_ns
     assert equal(demos(), two) and path.stat().st_mtime_ns == before
     assert equal(demos(1), two[:1]) and equal(demos(3)[:2], two)
-    assert not equal(demos(sigma=0.300001), two) and cached() == 4
-    for how in ("lost", "cut", "flipped"):
+    assert not equal(demos(sigma=0.300001), two) and len(list(folder.glob("*"))) == 4
+    for how in ("cut", "flipped"):
         damage(path, how)
-        assert equal(demos(), two) and (str(path) in capfd.readouterr().err) == (how != "lost")
+        with pytest.raises(UserError, match=f"{path} is damaged .*; {files.REMAKE}"):
+            demos()
+        path.unlink()
+        assert equal(demos(), two)
     monkeypatch.setattr(envs, "versions", lambda env_id: ["file another"])
-    assert equal(demos(), two) and cached() == 5
-    shutil.rmtree(tmp_path / "demos")
-    (tmp_path / "demos").touch()
+    assert equal(demos(), two) and len(list(folder.glob("*"))) == 5
+    shutil.rmtree(folder)
+    folder.touch()
     with pytest.raises(UserError, match=r"demos can.t be written .File exists.: choose another --demo-dir"):
         demos(3)
 
@@ -158,3 +161,9 @@ def test_every_cut_is_found_and_every_flipped_bit_of_a_pt_file_is_found_or_chang
     if kind == ".pt":
         bits = random.Random(0).sample(range(len(good) * 8), 400)
         assert {outcome(flipped(good, bit)) for bit in bits} == {None, repr(content)}
+
+
+def test_what_is_no_dict_is_damaged(tmp_path):
+    (tmp_path / "list.json").write_text("[1]")
+    with pytest.raises(UserError, match=r"list\.json is damaged .it is a list, not a dict.; restore it"):
+        files.load_json(tmp_path / "list.json", "file")

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from small import CPU, ROOT, SMALL, TOY, differences, make_args, metrics, report, result, words
+from small import CPU, ROOT, SMALL, TOY, differences, kill_at, make_args, metrics, report, result, words
 
 from common import UserError, envs, evaluate, files, snapshots, teachers
 
@@ -95,7 +95,9 @@ def test_a_method_of_ones_own_takes_three_places_and_a_line_of_the_table(tmp_pat
     (tmp_path / "gbrl_quiet.py").write_text(changed((ROOT / "gbrl_d4pg.py").read_text(), QUIET))
     table, line = tmp_path / "benchmark" / "methods.py", '    "quiet": Method("gbrl_quiet.py", {}, False),\n'
     table.write_text(changed(table.read_text(), {"METHODS = {\n": rf"\g<0>{line}"}))
-    command = [sys.executable, "benchmark/methods.py", "--name=quiet,action-weight:0.5", "--run-dir=run"]
-    subprocess.run([*command, *words(SMALL | TOY)], cwd=tmp_path, check=True, capture_output=True)
+    command = [sys.executable, "benchmark/methods.py", "--name=quiet,action-weight:0.5", *words(SMALL | TOY)]
+    kill_at([*command, "--run-dir=run"], "cycle 1, step 20: ", tmp_path)
+    resume = [sys.executable, "gbrl_quiet.py", "--resume=run"]
+    subprocess.run(resume, cwd=tmp_path, check=True, capture_output=True)
     assert report(tmp_path / "run")["name"].startswith("quiet,action-weight:0.5")
     assert any("losses/action_size" in line for line in metrics(tmp_path / "run"))

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from small import FILE, TOY, differences, live, make_args, own, report, result, run_method, script
 
 from common import UserError, envs, files, launch
@@ -104,7 +105,11 @@ def test_other_flags_are_refused_and_free_ones_taken(stopped, alone, tmp_path, d
         launch.saved_args(script("gbrl_d4pg").Args, stopped)
     path = Path(args.run_dir) / "checkpoint.pt"
     content = files.load_torch(path, "checkpoint")
-    content["seconds"]["cloning"] = 1e6
+    sampler, content["state"]["parts"]["sampler"] = content["state"]["parts"]["sampler"], torch.zeros(16).byte()
+    files.save_torch(path, content)  # as a GPU's generator has it
+    with pytest.raises(UserError, match="another kind of device than cpu"):
+        module.main(args)
+    content["state"]["parts"]["sampler"], content["seconds"]["cloning"] = sampler, 1e6
     files.save_torch(path, content)
     run_dir = module.main(dataclasses.replace(args, num_workers=1, checkpoint_every=7))
     assert report(run_dir)["seconds"]["cloning"] == 1e6 < report(run_dir)["wall_s"]  # time counts on
