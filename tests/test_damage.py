@@ -52,7 +52,7 @@ FILES = {
 @pytest.mark.parametrize("lost", (True, False))
 @pytest.mark.parametrize("names", FILES)
 def test_a_damaged_file_of_a_run(names, lost, stopped, alone, tmp_path, demo_dir, monkeypatch):
-    run_dir, said = shutil.copytree(stopped, tmp_path / "run"), ""
+    run_dir, said, expected = shutil.copytree(stopped, tmp_path / "run"), "", result(alone("ta:1"))
     monkeypatch.setattr(report, "draw_learning_curve", lambda run_dir: None)
     module, args = make_args("ta:1", run_dir, demo_dir, **TOY)
     for name in names.split():
@@ -72,7 +72,7 @@ def test_a_damaged_file_of_a_run(names, lost, stopped, alone, tmp_path, demo_dir
     assert (said == "") if sentence is None else (str(run_dir) in said and re.search(sentence, said))
     if "snapshot.pt" in names:  # of a past cycle, which is not made again
         shutil.copy(stopped / "cycle_0001" / "snapshot.pt", run_dir / "cycle_0001" / "snapshot.pt")
-    assert differences(result(run_dir), result(alone("ta:1"))) == []
+    assert differences(result(run_dir), expected) == []
 
 
 # ---- demonstrations
