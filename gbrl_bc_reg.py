@@ -1,8 +1,8 @@
 """Growing-batch D4PG with policy regularisation (Emedom-Nnamdi et al. 2023, equations 3 to 5).
 
-A penalty keeps the policy close to the clone pi_0, with a fixed weight (`bc_reg`) or one that decays to 0
-(`bc_reg_decay:r`), or close to the last deployed policy pi_{k-1} (`between:r`). Everything else is gbrl_d4pg.py; a diff
-of the two files shows the method.
+A penalty keeps the policy close to the clone pi_0, with a fixed weight (`bc_reg`) or one that decays to 0 at
+--decay-rate r (`bc_reg_decay:r`), or close to the last deployed policy pi_{k-1} (`between:r`). Everything else is
+gbrl_d4pg.py; a diff of the two files shows the method.
 
     python gbrl_bc_reg.py --env-id cartpole-swingup --scale 0.02
 
@@ -38,18 +38,18 @@ class Args(launch.RunArgs):
 
     # ---- this script's own
     method: typing.Literal["bc_reg", "bc_reg_decay", "between"] = "bc_reg_decay"
-    """equation 3, 4 or 5 [paper 3.3]"""
+    """bc_reg: equation 3, bc_reg_decay: equation 4, between: equation 5 [paper 3.3]"""
     bc_weight: NonNegativeFloat = 0.5
-    """lambda of equation 3 [paper 4.2]"""
+    """lambda of equation 3, for bc_reg only [paper 4.2]"""
     decay_rate: PositiveFloat = 1.0
-    """rate r of alpha's decay [paper 4.2: 1 and 5]"""
+    """rate r of alpha's decay, not for bc_reg [paper 4.2: 1 and 5]"""
     alpha_form: typing.Literal["zero_at_end", "plain"] = "zero_at_end"
     """(e^(-r n/T) - e^-r) / (1 - e^-r), which reaches 0, or e^(-r n/T), which doesn't [paper 4.2: reaches 0]"""
     alpha_per_cycle: bool = False
     """restart alpha in every cycle, one reading of Algorithm 1's index j [paper 4.2: counts all learner steps]"""
     # ---- shared by the four scripts
     env_id: str = "cartpole-swingup"
-    """dm_control suite task as domain-task [paper 4.1 has six], or your own FILE.py:Class [ours]"""
+    """dm_control suite task as domain-task [paper 4.1 has six], a Gymnasium id, or your own FILE.py:Class [ours]"""
     teacher: str = "expert"
     """expert, mid, PATH.pt, FILE.py:Class, recorded FILE.npz, or none if the method needs no teacher [paper 4.2]"""
     num_cycles: PositiveInt = 4
@@ -57,7 +57,7 @@ class Args(launch.RunArgs):
     seed: NonNegativeInt = 1
     """random seed; the demonstrations are seeded by their teacher [ours]"""
     scale: PositiveFloat = 1.0
-    """fraction of the paper's actor and learner steps, demonstrations (at least 100) and critic steps [ours]"""
+    """fraction of the paper's budget and demonstrations (at least 100) and our critic steps (at least 10,000) [ours]"""
     actor_steps: PositiveInt | None = None
     """environment steps over all cycles, in whole episodes; default 2,000,000 x scale [paper A.2]"""
     learner_steps: PositiveInt | None = None
@@ -231,7 +231,7 @@ def project(atoms: torch.Tensor, probs: torch.Tensor, returns: torch.Tensor, dis
         atoms: (A,), evenly spaced. probs: (B, A), Z's on the atoms. returns, discounts: (B,), R and gamma^m.
 
     Returns:
-        (B, A): each target's mass is split between its two neighbouring atoms, or goes to the end of the support.
+        (B, A): each target's mass, split between its two neighbouring atoms, or on the end atom if it lies beyond.
     """
     step = atoms[1] - atoms[0]
     target = returns[:, None] + discounts[:, None] * atoms  # (B, A)

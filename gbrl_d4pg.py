@@ -1,9 +1,9 @@
 """Growing-batch D4PG from a behaviour-cloned start (Emedom-Nnamdi et al. 2023, arXiv 2305.03870): the method `bc`.
 
 Cycle 0 clones the policy from a teacher's demonstrations and trains the critic to evaluate the clone (section 3.2).
-Each of N further cycles deploys the fixed policy for a batch of episodes, then trains both networks offline on all
-batches: the policy by the deterministic policy gradient (equation 1), the critic by the distributional Bellman error
-(equation 2).
+Each of N further cycles deploys the policy, unchanged, for a batch of episodes, then trains both networks offline on
+all batches: the policy by the deterministic policy gradient (equation 1), the critic by the distributional Bellman
+error (equation 2).
 
     python gbrl_d4pg.py --env-id cartpole-swingup --scale 0.02
 
@@ -42,7 +42,7 @@ class Args(launch.RunArgs):
     # ---- this script's own: none
     # ---- shared by the four scripts
     env_id: str = "cartpole-swingup"
-    """dm_control suite task as domain-task [paper 4.1 has six], or your own FILE.py:Class [ours]"""
+    """dm_control suite task as domain-task [paper 4.1 has six], a Gymnasium id, or your own FILE.py:Class [ours]"""
     teacher: str = "expert"
     """expert, mid, PATH.pt, FILE.py:Class, recorded FILE.npz, or none if the method needs no teacher [paper 4.2]"""
     num_cycles: PositiveInt = 4
@@ -50,7 +50,7 @@ class Args(launch.RunArgs):
     seed: NonNegativeInt = 1
     """random seed; the demonstrations are seeded by their teacher [ours]"""
     scale: PositiveFloat = 1.0
-    """fraction of the paper's actor and learner steps, demonstrations (at least 100) and critic steps [ours]"""
+    """fraction of the paper's budget and demonstrations (at least 100) and our critic steps (at least 10,000) [ours]"""
     actor_steps: PositiveInt | None = None
     """environment steps over all cycles, in whole episodes; default 2,000,000 x scale [paper A.2]"""
     learner_steps: PositiveInt | None = None
@@ -224,7 +224,7 @@ def project(atoms: torch.Tensor, probs: torch.Tensor, returns: torch.Tensor, dis
         atoms: (A,), evenly spaced. probs: (B, A), Z's on the atoms. returns, discounts: (B,), R and gamma^m.
 
     Returns:
-        (B, A): each target's mass is split between its two neighbouring atoms, or goes to the end of the support.
+        (B, A): each target's mass, split between its two neighbouring atoms, or on the end atom if it lies beyond.
     """
     step = atoms[1] - atoms[0]
     target = returns[:, None] + discounts[:, None] * atoms  # (B, A)

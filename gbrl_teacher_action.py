@@ -1,8 +1,8 @@
 """Growing-batch D4PG with teacher actions (Emedom-Nnamdi et al. 2023, equations 6 and 7).
 
-The teacher annotates each collected state once with its own action a*. `ta:r` keeps the policy close to a*, with a
-weight that decays to 0, and to the last deployed policy. `ta_qf`, the Q-filter, keeps it close to a* only where the
-critic prefers a*. Everything else is gbrl_d4pg.py; a diff of the two files shows the method.
+The teacher annotates each collected state once with its own action a*. `ta:r` pulls the policy to a*, with a weight
+that decays to 0 at --decay-rate r, and to the last deployed policy with weight --beta. `ta_qf`, the Q-filter, pulls it
+to a* only where the critic prefers a*. Everything else is gbrl_d4pg.py; a diff of the two files shows the method.
 
     python gbrl_teacher_action.py --method ta --env-id cartpole-swingup --scale 0.02
 
@@ -38,20 +38,20 @@ class Args(launch.RunArgs):
 
     # ---- this script's own
     method: typing.Literal["ta", "ta_qf"] = "ta_qf"
-    """equation 6, or 7 with the Q-filter [paper 3.4]"""
+    """ta: equation 6, ta_qf: equation 7, with the Q-filter [paper 3.4]"""
     beta: NonNegativeFloat | None = None
     """weight of ||pi_{k-1} - pi||^2; default 5 in equation 6, 0 with the Q-filter [paper 4.2; eq. 7 as printed]"""
     beta_decay: bool = False
     """decay beta from 1 to 0 on alpha's schedule, with --beta as the rate [ours: from the subscript in beta_k]"""
     decay_rate: PositiveFloat = 1.0
-    """rate r of alpha's decay [paper 4.2: 1 and 5]"""
+    """rate r of alpha's decay, for ta only [paper 4.2: 1 and 5]"""
     alpha_form: typing.Literal["zero_at_end", "plain"] = "zero_at_end"
     """(e^(-r n/T) - e^-r) / (1 - e^-r), which reaches 0, or e^(-r n/T), which doesn't [paper 4.2: reaches 0]"""
     alpha_per_cycle: bool = False
     """restart alpha in every cycle, one reading of Algorithm 1's index j [paper 4.2: counts all learner steps]"""
     # ---- shared by the four scripts
     env_id: str = "cartpole-swingup"
-    """dm_control suite task as domain-task [paper 4.1 has six], or your own FILE.py:Class [ours]"""
+    """dm_control suite task as domain-task [paper 4.1 has six], a Gymnasium id, or your own FILE.py:Class [ours]"""
     teacher: str = "expert"
     """expert, mid, PATH.pt, FILE.py:Class, recorded FILE.npz, or none if the method needs no teacher [paper 4.2]"""
     num_cycles: PositiveInt = 4
@@ -59,7 +59,7 @@ class Args(launch.RunArgs):
     seed: NonNegativeInt = 1
     """random seed; the demonstrations are seeded by their teacher [ours]"""
     scale: PositiveFloat = 1.0
-    """fraction of the paper's actor and learner steps, demonstrations (at least 100) and critic steps [ours]"""
+    """fraction of the paper's budget and demonstrations (at least 100) and our critic steps (at least 10,000) [ours]"""
     actor_steps: PositiveInt | None = None
     """environment steps over all cycles, in whole episodes; default 2,000,000 x scale [paper A.2]"""
     learner_steps: PositiveInt | None = None
@@ -233,7 +233,7 @@ def project(atoms: torch.Tensor, probs: torch.Tensor, returns: torch.Tensor, dis
         atoms: (A,), evenly spaced. probs: (B, A), Z's on the atoms. returns, discounts: (B,), R and gamma^m.
 
     Returns:
-        (B, A): each target's mass is split between its two neighbouring atoms, or goes to the end of the support.
+        (B, A): each target's mass, split between its two neighbouring atoms, or on the end atom if it lies beyond.
     """
     step = atoms[1] - atoms[0]
     target = returns[:, None] + discounts[:, None] * atoms  # (B, A)

@@ -1,8 +1,8 @@
 """Growing-batch D4PG with the teacher's action gradients (Emedom-Nnamdi et al. 2023, equation 8): the method `tg:r`.
 
 At every update the teacher gives the direction in which it would move the student's action, G = dQ*/da at a = pi(s).
-The student's own critic takes over as alpha decays. Everything else is gbrl_d4pg.py; a diff of the two files shows the
-method.
+The student's own critic takes over as alpha decays at --decay-rate r. Everything else is gbrl_d4pg.py; a diff of the
+two files shows the method.
 
     python gbrl_teacher_grad.py --env-id cartpole-swingup --scale 0.02
 
@@ -47,7 +47,7 @@ class Args(launch.RunArgs):
     """restart alpha in every cycle, one reading of Algorithm 1's index j [paper 4.2: counts all learner steps]"""
     # ---- shared by the four scripts
     env_id: str = "cartpole-swingup"
-    """dm_control suite task as domain-task [paper 4.1 has six], or your own FILE.py:Class [ours]"""
+    """dm_control suite task as domain-task [paper 4.1 has six], a Gymnasium id, or your own FILE.py:Class [ours]"""
     teacher: str = "expert"
     """expert, mid, PATH.pt, FILE.py:Class, recorded FILE.npz, or none if the method needs no teacher [paper 4.2]"""
     num_cycles: PositiveInt = 4
@@ -55,7 +55,7 @@ class Args(launch.RunArgs):
     seed: NonNegativeInt = 1
     """random seed; the demonstrations are seeded by their teacher [ours]"""
     scale: PositiveFloat = 1.0
-    """fraction of the paper's actor and learner steps, demonstrations (at least 100) and critic steps [ours]"""
+    """fraction of the paper's budget and demonstrations (at least 100) and our critic steps (at least 10,000) [ours]"""
     actor_steps: PositiveInt | None = None
     """environment steps over all cycles, in whole episodes; default 2,000,000 x scale [paper A.2]"""
     learner_steps: PositiveInt | None = None
@@ -229,7 +229,7 @@ def project(atoms: torch.Tensor, probs: torch.Tensor, returns: torch.Tensor, dis
         atoms: (A,), evenly spaced. probs: (B, A), Z's on the atoms. returns, discounts: (B,), R and gamma^m.
 
     Returns:
-        (B, A): each target's mass is split between its two neighbouring atoms, or goes to the end of the support.
+        (B, A): each target's mass, split between its two neighbouring atoms, or on the end atom if it lies beyond.
     """
     step = atoms[1] - atoms[0]
     target = returns[:, None] + discounts[:, None] * atoms  # (B, A)

@@ -2,10 +2,10 @@
 
     python benchmark/sweep.py --methods bc ta_qf ta:1 bc_reg_decay:5 --seeds 1 2 3 --scale 0.02 --output runs
 
-At its end it draws `curves.png` in --output. You can add options to a method after commas: ta_qf,beta:5. All methods of
-a task, teacher and seed start from one clone: a run of its own makes it first, and the methods' runs take it over with
---pretrained. Each run has a folder under --output, and a `.log` beside it with what it prints. Flags after `--` go to
-all runs.
+At its end it draws `curves.png` in --output. You can add options to a method after commas: ta_qf,beta:5. Methods that
+clone alike start from one clone for each task, teacher and seed: a run of its own makes it first, and their runs take
+it over with --pretrained. Each run has a folder under --output, and a `.log` beside it with what it prints. Flags after
+`--` go to all runs.
 
 With --ray-address every run is a task of a Ray cluster: start the sweep in a folder that all nodes see under the same
 path, with this checkout and --output, and install requirements.txt and requirements-ray.txt on every node. When a node

@@ -3,9 +3,9 @@
     python -m common.evaluate RUN_DIR
     python -m common.evaluate RUN_DIR/cycle_0000 RUN_DIR/cycle_0004 --video film.gif
 
-Only (STREAM, s, i) seeds episode i of seed s. Runs and demonstrations never use that stream, so no policy is scored on
-episodes that it was trained or selected on. All snapshots of a task get the same start states. The shipped teachers'
-scores are those of seed 0.
+The numbers (STREAM, s, i) alone seed episode i of --seed s. Runs and demonstrations never use that stream, so no policy
+is scored on episodes that it was trained or selected on. All snapshots of a task get the same start states. The shipped
+teachers' scores are those of seed 0.
 """
 
 import contextlib

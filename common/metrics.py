@@ -1,4 +1,4 @@
-"""metrics.jsonl has one JSON object per log point, in order. wandb and, without a terminal, the screen mirror it.
+"""metrics.jsonl has one JSON object per log point, in order. wandb mirrors it; without a terminal, so does the screen.
 
     python -m common.metrics RUN_DIR
 

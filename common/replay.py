@@ -1,7 +1,7 @@
 """The growing batch: whole episodes appended once per cycle, read uniformly at random, never evicted.
 
-We compute what never changes once, when a batch arrives: n-step returns, their discounts and bootstrap observations,
-and annotations such as a teacher's actions.
+n-step returns, their discounts and bootstrap observations, and annotations such as a teacher's actions never change, so
+we compute them once, when a batch arrives.
 """
 
 import itertools

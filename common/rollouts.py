@@ -1,7 +1,7 @@
 """Whole episodes with a fixed policy, as a pure function of (environment, policy, noise, seeds).
 
-Only (stream, i) seeds episode i of a stream. The ten episodes with the same i // 10 form a block: they step in
-lockstep, and each forward pass has ten rows and runs on one thread. Matrix products round differently for other row
+The numbers (stream, i) alone seed episode i of a stream. The ten episodes with the same i // 10 form a block: they step
+in lockstep, and each forward pass has ten rows and runs on one thread. Matrix products round differently for other row
 and thread counts, so fixed blocks make the data bit-identical in this process, in any number of workers, and on a
 cluster of the same machine type. If a worker is lost, its block runs again.
 """

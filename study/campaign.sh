@@ -34,8 +34,8 @@ sweep --scale 0.1 --env-ids $six --teacher mid --methods bc bc_reg_decay:1 bc_re
 sweep --scale 0.1 --env-ids $six --num-cycles 8 --methods bc bc_reg bc_reg_decay:5
 # 5. At the paper's budget the methods that its other claims and readings need.
 full --env-ids cartpole-swingup cheetah-run --methods bc_reg bc_reg_decay:1 ta:5 tg:5 ta:5,beta-decay ta_qf,beta:5
-# 6. A clone below its expert, at a tenth: BC at the rate that A.2 prints, stopped early. The names of runs don't say how
-# a clone was made, so these have folders of their own.
+# 6. A clone below its expert, at a tenth: BC at the only rate in A.2, stopped early. They are judged by themselves, so they
+# have folders of their own.
 early="bc ta:1 bc_reg_decay:1 tg:1 ta_qf ta:5 bc_reg_decay:5 ta:5,beta-decay tg:5 bc_reg ta:1,beta-decay ta_qf,beta:5"
 kept=early_clone runs=$1/early_clone
 for task in pendulum-swingup finger-spin cartpole-swingup cheetah-run cartpole-balance walker-run; do

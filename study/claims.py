@@ -34,6 +34,7 @@ from runs import Run  # noqa: E402
 
 from common import UserError, files, report  # noqa: E402
 
+CLONING = re.compile(",bc-(steps|learning-rate):[^,]+")  # says how a folder's clones were made, not what is compared
 HOLDS, FAILS, NOT_DECIDED = "holds", "fails", "not decided"
 Runs = dict[str, dict[tuple[str, int], Run]]  # of each method, by task and seed
 
@@ -315,7 +316,7 @@ def groups(paths: tuple[Path, ...]) -> dict[str, list[Run]]:
         loaded = runs.load_all(members)
         for budget in sorted({run.budget for run in loaded}):
             title = budget.title + (f", {name}" if name and len(of_folder) > 1 else "")
-            found[title] = [run for run in loaded if run.budget == budget]
+            found[title] = [run._replace(method=CLONING.sub("", run.method)) for run in loaded if run.budget == budget]
     return found
 
 
