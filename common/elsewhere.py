@@ -34,7 +34,7 @@ import numpy as np
 import torch
 import tyro
 
-from common import FilesNeeded, UserError, envs, files, rollouts
+from common import UserError, envs, files, rollouts
 from common.envs import EnvSpec
 from common.replay import ANNOTATE_CHUNK
 from common.rollouts import Episode
@@ -42,6 +42,10 @@ from common.rollouts import Episode
 COLUMNS = ("obs", "action", "reward", "discount", "intended_action")  # one row per step; obs has one more
 RANGES = {"action": (-1, 1), "discount": (0, 1), "intended_action": (-1, 1)}
 WAITING = "waiting.json"
+
+
+class FilesNeeded(Exception):
+    """A run has stopped until the file that it needs is there; `launch.launch` prints which one."""
 
 
 # ---- a file of episodes

@@ -53,8 +53,7 @@ def find_snapshot(path: Path) -> Path:
     """The snapshot at `path`: a file, a cycle's, or that of a run's last cycle. Raises UserError if there is none."""
     if not path.is_dir():
         return path
-    cycles = sorted(path.glob("cycle_*/snapshot.pt"), key=lambda found: int(found.parent.name[6:]))
-    found = [*cycles, *path.glob("snapshot.pt")]
+    found = [*report.by_cycle(path, "snapshot.pt").values(), *path.glob("snapshot.pt")]
     if not found:
         raise UserError(f"{path} holds no snapshot.pt, neither itself nor in a cycle_KKKK folder.")
     return found[-1]
@@ -127,8 +126,9 @@ def film_here(output: str, seed: str, *paths: str) -> None:
     """What `film` says, with this process's renderer."""
     films, env_id = [], snapshots.load(Path(paths[0]), torch.device("cpu")).env_id
     env = envs.Env(env_id)
+    every = math.ceil(env.spec.episode_length / MAX_FRAMES)
     for path in paths:
-        frames, episodic_return = _frames(env, snapshots.load(Path(path), torch.device("cpu")), int(seed))
+        frames, episodic_return = _frames(env, snapshots.load(Path(path), torch.device("cpu")), int(seed), every)
         films.append(frames)
         print(f"filmed episode 0 of seed {seed}, return {episodic_return:.2f}, of {path}")
     longest = max(map(len, films))
@@ -136,25 +136,20 @@ def film_here(output: str, seed: str, *paths: str) -> None:
     # One palette without dithering keeps still parts of the picture identical, which GIF stores for nothing.
     palette = Image.fromarray(np.concatenate(frames[:: len(frames) // 4 + 1])).quantize(128)
     images = [Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
-    duration = 1000 * _every(env) * env.task.dm_env.control_timestep()
+    duration = 1000 * every * env.task.dm_env.control_timestep()
     buffer = io.BytesIO()
     images[0].save(buffer, "GIF", save_all=True, append_images=images[1:], duration=duration, loop=0)
     files.write_atomically(Path(output), buffer.getvalue())
     env.task.dm_env.close()
 
 
-def _every(env: envs.Env) -> int:
-    """Steps from one frame to the next."""
-    return math.ceil(env.spec.episode_length / MAX_FRAMES)
-
-
-def _frames(env: envs.Env, snapshot: snapshots.Snapshot, seed: int) -> tuple[list[np.ndarray], float]:
-    """The frames of the first episode that `score` runs, and its return. We run it, then repeat its actions."""
+def _frames(env: envs.Env, snapshot: snapshots.Snapshot, seed: int, every: int) -> tuple[list[np.ndarray], float]:
+    """A frame `every` so many steps of the first episode that `score` runs, which we repeat here, and its return."""
     stream, obs, frames = (STREAM, seed), np.zeros(env.spec.obs_size, np.float32), []
     (episode,) = rollouts.run_block(env.spec.env_id, snapshot.action, 0.0, stream, range(1))
     env.reset(rollouts.episode_seeds(stream, 0)[0], obs)
     for step, action in enumerate(episode.action):
-        if step % _every(env) == 0:
+        if step % every == 0:
             frames.append(_picture(env.task.dm_env))
         env.step(action, obs)
     return frames, episode.episodic_return

@@ -12,7 +12,6 @@ import shlex
 import shutil
 import signal
 import sys
-import threading
 import time
 import typing
 from collections.abc import Callable, Iterator
@@ -27,17 +26,14 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from common import FilesNeeded, Interrupted, UserError, envs, files, teachers
+from common import UserError, elsewhere, envs, files, teachers
 from common.envs import EnvSpec
 from common.teachers import Teacher
 
-Finite = pydantic.Field(allow_inf_nan=False)
-FiniteFloat = pydantic.FiniteFloat
-PositiveInt = Annotated[int, pydantic.Field(gt=0)]
-NonNegativeInt = Annotated[int, pydantic.Field(ge=0)]
+FiniteFloat, PositiveInt, NonNegativeInt = pydantic.FiniteFloat, pydantic.PositiveInt, pydantic.NonNegativeInt
 UpToTen = Annotated[int, pydantic.Field(ge=0, le=10)]
-PositiveFloat = Annotated[float, pydantic.Field(gt=0), Finite]
-NonNegativeFloat = Annotated[float, pydantic.Field(ge=0), Finite]
+PositiveFloat = Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)]
+NonNegativeFloat = Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False)]
 PositiveOrInf = Annotated[float, pydantic.Field(gt=0)]
 Fraction = Annotated[float, pydantic.Field(ge=0, le=1)]
 PositiveFraction = Annotated[float, pydantic.Field(gt=0, le=1)]
@@ -190,8 +186,6 @@ def saved_args(args_type: type, run_dir: Path) -> Any:
     Raises:
         UserError: there is no run, its `args.json` is damaged, or another script or version wrote it.
     """
-    if not (run_dir / "args.json").exists():
-        raise UserError(f"{run_dir} holds no run: it has no args.json.")
     content = files.load_json(run_dir / "args.json", "arguments")
     script = Path(sys.modules[args_type.__module__].__file__).name
     if content["script"] != script:
@@ -231,16 +225,15 @@ def launch(args_type: type, main: Callable[[Any], Path]) -> None:
             args = parse(default=saved_args(args_type, Path(args.resume)))
             args = dataclasses.replace(args, run_dir=args.resume, resume=None)
         main(args)
-    except KeyboardInterrupt:  # before there is a run to save
-        sys.exit(128 + signal.SIGINT)
     except UserError as error:
         sys.exit(f"error: {error}")
-    except FilesNeeded as stop:
+    except elsewhere.FilesNeeded as stop:
         print(f"waiting: {stop}")
         sys.exit(os.EX_TEMPFAIL)  # 75
-    except Interrupted as stop:
-        print(stop.args[0], file=sys.stderr)
-        sys.exit(128 + stop.args[1])
+    except KeyboardInterrupt as stop:  # without arguments before there is a run to save
+        message, number = stop.args or ("interrupted", signal.SIGINT)
+        print(message, file=sys.stderr)
+        sys.exit(128 + number)
 
 
 class Interrupt:
@@ -254,11 +247,10 @@ class Interrupt:
 
     def start(self) -> None:
         """Handle the signals: SIGHUP unless it is ignored, as under nohup, and none outside the main thread."""
-        if threading.current_thread() is not threading.main_thread():
-            return
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
-            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
-                self._handlers[number] = signal.signal(number, self._on_signal)
+        with contextlib.suppress(ValueError):  # outside the main thread
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
+                if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                    self._handlers[number] = signal.signal(number, self._on_signal)
 
     def stop(self) -> None:
         """Restore the previous handlers."""
@@ -271,7 +263,9 @@ class Interrupt:
     def check(self) -> None:
         """End the run if a signal has arrived."""
         if self:
-            raise Interrupted(f"interrupted by {signal.Signals(self._number).name}; {self._message}", self._number)
+            raise KeyboardInterrupt(
+                f"interrupted by {signal.Signals(self._number).name}; {self._message}", self._number
+            )
 
     @contextlib.contextmanager
     def later(self) -> Iterator[None]:

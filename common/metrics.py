@@ -106,12 +106,11 @@ class Metrics:
     def track(self) -> None:
         """Start to mirror to wandb, and send what it lacks. Raises UserError if wandb can't be reached."""
         self._wandb = start_wandb(self._path.parent)
-        send(self._wandb, self._path.read_bytes().splitlines())
 
     def finish_wandb(self) -> None:
         """Send the report of a finished run, if it is tracked."""
         if self._wandb is not None:
-            send_report(self._wandb, self._path.parent, self.lines)
+            send_report(self._wandb, self._path.parent)
 
     def close(self, exit_code: int, preempted: bool) -> None:
         """Close the file, and wandb's run."""
@@ -139,7 +138,7 @@ def check_login() -> None:
 
 
 def start_wandb(folder: Path) -> Any:
-    """Start or continue wandb's run for `folder`, which keeps its id. Raises UserError if wandb can't."""
+    """Start or continue wandb's run for `folder`, and send what it lacks. Raises UserError if wandb can't."""
     import wandb
 
     content = files.load_json(folder / "args.json", "arguments")
@@ -167,6 +166,7 @@ def start_wandb(folder: Path) -> Any:
     run.define_metric("*", step_metric="learner_step")
     for key in ("losses/bc_loss", "losses/critic_evaluation_loss"):
         run.define_metric(key, step_metric="pretrain_step")
+    send(run, (folder / "metrics.jsonl").read_bytes().splitlines())
     return run
 
 
@@ -177,7 +177,7 @@ def send(run: Any, lines: list[bytes], first: int = 0) -> None:
             run.log(json.loads(line), step=number)
 
 
-def send_report(run: Any, folder: Path, step: int) -> None:
+def send_report(run: Any, folder: Path) -> None:
     """Send a finished run's report, its cycles as a table, its pictures and its script."""
     import wandb
 
@@ -188,14 +188,14 @@ def send_report(run: Any, folder: Path, step: int) -> None:
         after = cycle["after_learning"] or {"mean": None, "ci95": [None, None]}
         deployed = cycle["deployed"] and cycle["deployed"]["mean"]
         table.add_data(cycle["cycle"], cycle["learner_step"], deployed, after["mean"], *after["ci95"])
-    *_, line = (folder / "metrics.jsonl").read_bytes().splitlines()
-    last = {name: value for name, value in json.loads(line).items() if name in CLOCKS}
+    lines = (folder / "metrics.jsonl").read_bytes().splitlines()
+    last = {name: value for name, value in json.loads(lines[-1]).items() if name in CLOCKS}
     pictures = {"cycles": table}
     if (folder / "learning_curve.png").exists():
         pictures["learning_curve"] = wandb.Image(str(folder / "learning_curve.png"))
     for path in sorted(folder.glob("cycle_*/video.gif")):
         pictures[f"videos/{path.parent.name}"] = wandb.Video(str(path), format="gif")
-    run.log(last | pictures, step=step)
+    run.log(last | pictures, step=len(lines))
     run.save(str(folder / report["script"]), base_path=str(folder), policy="now")
 
 
@@ -203,10 +203,8 @@ def main(folder: Path) -> None:
     """Send the run in `folder` to wandb. Raises UserError if it holds none."""
     check_login()
     run = start_wandb(folder)
-    lines = (folder / "metrics.jsonl").read_bytes().splitlines()
-    send(run, lines)
     if (folder / "report.json").exists():
-        send_report(run, folder, len(lines))
+        send_report(run, folder)
     run.finish()
 
 

@@ -86,8 +86,6 @@ class Replay:
             function: obs (B, obs_size) -> (B, size), the same size each time.
             batches: "new" for the batches that don't have the column yet, "all" for every batch.
         """
-        if batches not in ("new", "all"):
-            raise ValueError(f'batches must be "new" or "all", not {batches!r}')
         done = self._annotated.setdefault(name, set())
         with torch.no_grad():
             for batch, (start, end) in enumerate(itertools.pairwise(self._ends)):

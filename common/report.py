@@ -90,21 +90,14 @@ def falls(returns: list[np.ndarray], paired: bool) -> dict[str, int]:
     return {"count": sum(bool(b.mean() < a.mean()) for a, b in pairs), "significant": significant}
 
 
-def _read_evaluations(run_dir: Path) -> dict[int, tuple[int, np.ndarray]]:
-    """Learner step and noise-free returns of every evaluated cycle, in order; none without a simulator."""
-    evaluations = {}
-    for path in sorted(run_dir.glob("cycle_*/evaluation.json")):
-        content = files.load_json(path, "evaluation", files.REMAKE)
-        evaluations[content["cycle"]] = (content["learner_step"], np.array(content["returns"], np.float64))
-    return dict(sorted(evaluations.items()))
+def by_cycle(run_dir: Path, name: str) -> dict[int, Path]:
+    """The files of this name in a run's cycle folders, in the order of the cycles."""
+    return dict(sorted((int(path.parent.name[6:]), path) for path in run_dir.glob(f"cycle_*/{name}")))
 
 
-def _read_deployed(run_dir: Path) -> dict[int, list[float]]:
-    """Returns of the episodes that each cycle deployed, in order."""
-    paths = {int(path.parent.name[6:]): path for path in run_dir.glob("cycle_*/batch.npz")}
-    paths.pop(0, None)  # it has the demonstrations of your own teacher
-    episodes = {cycle: unpack(files.load_arrays(paths[cycle], "batch")) for cycle in sorted(paths)}
-    return {cycle: [episode.episodic_return for episode in of_cycle] for cycle, of_cycle in episodes.items()}
+def _returns(path: Path) -> np.ndarray:
+    """Returns of an evaluation, (n,)."""
+    return np.array(files.load_json(path, "evaluation", files.REMAKE)["returns"], np.float64)
 
 
 def make_report(run_dir: Path, queries: dict[str, int], seconds: dict[str, float]) -> dict[str, Any]:
@@ -123,8 +116,11 @@ def make_report(run_dir: Path, queries: dict[str, int], seconds: dict[str, float
         UserError: a raw file is missing or damaged.
     """
     content = files.load_json(run_dir / "args.json", "arguments")
-    lines, evaluations = read_metrics(run_dir / "metrics.jsonl"), _read_evaluations(run_dir)
-    deployed = _read_deployed(run_dir)
+    lines, batches = read_metrics(run_dir / "metrics.jsonl"), by_cycle(run_dir, "batch.npz")
+    batches.pop(0, None)  # it has the demonstrations of your own teacher
+    episodes = {cycle: unpack(files.load_arrays(path, "batch")) for cycle, path in batches.items()}
+    deployed = {cycle: [episode.episodic_return for episode in batch] for cycle, batch in episodes.items()}
+    evaluations = {cycle: _returns(path) for cycle, path in by_cycle(run_dir, "evaluation.json").items()}
     all_deployed = np.concatenate([*deployed.values(), []])
     args, has_clone, asked = content["args"], content["args"]["teacher"] != "none", collections.Counter(queries)
     for name, value in (item for line in lines for item in line.items()):
@@ -133,24 +129,22 @@ def make_report(run_dir: Path, queries: dict[str, int], seconds: dict[str, float
 
     teacher, regret = None, None
     if has_clone:
-        returns = np.array(files.load_json(run_dir / "teacher.json", "evaluation")["returns"], np.float64)
-        teacher = {"name": args["teacher"], "sha256": content["teacher_sha256"], "return": summarise(returns)}
+        returns = summarise(_returns(run_dir / "teacher.json"))
+        teacher = {"name": args["teacher"], "sha256": content["teacher_sha256"], "return": returns}
         regret = float((teacher["return"]["mean"] - all_deployed).sum())
-    start = summarise(evaluations[0][1]) if evaluations else None
-    kept = sorted(evaluations or {0, *(int(path.name[6:]) for path in run_dir.glob("cycle_[0-9]*"))})
+    start = summarise(evaluations[0]) if evaluations else None
+    kept = sorted(evaluations or {0, *deployed})
     cycles, groups = [], []
     for previous, cycle in itertools.pairwise(kept):
         group = np.concatenate([[], *(deployed.get(k, []) for k in range(previous + 1, cycle + 1))])
-        step, after = evaluations.get(cycle, (None, None))
-        if not evaluations:
-            step = max((int(line["learner_step"]) for line in lines if line["cycle"] == cycle), default=None)
+        step = max((int(line["learner_step"]) for line in lines if line["cycle"] == cycle), default=None)
         groups += [group] if len(group) else []
         cycles.append(
             {
                 "cycle": cycle,
                 "learner_step": step,
                 "deployed": summarise(group) if len(group) else None,
-                "after_learning": None if after is None else summarise(after),
+                "after_learning": summarise(evaluations[cycle]) if evaluations else None,
             }
         )
     report = {
@@ -161,10 +155,10 @@ def make_report(run_dir: Path, queries: dict[str, int], seconds: dict[str, float
         "teacher": teacher,
         "returns": "noise-free evaluations" if evaluations else "deployments, for nothing could be evaluated",
         "clone": {"return": start} if has_clone and evaluations else None,
-        "final": {"return": summarise(list(evaluations.values())[-1][1]) if evaluations else cycles[-1]["deployed"]},
+        "final": {"return": summarise(list(evaluations.values())[-1]) if evaluations else cycles[-1]["deployed"]},
         "cycles": cycles,
         "dip": dip(*curve(lines), start["mean"]) if has_clone and evaluations else None,
-        "falls": falls([returns for _, returns in evaluations.values()] or groups, paired=bool(evaluations)),
+        "falls": falls(list(evaluations.values()) or groups, paired=bool(evaluations)),
         "regret": regret,
         "regret_per_episode": regret / len(all_deployed) if teacher and len(all_deployed) else None,
         "teacher_queries": dict(asked),

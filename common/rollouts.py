@@ -130,13 +130,11 @@ def run_block(env_id: str, actor: Actor, sigma: float, stream: tuple[int, ...], 
         for t in range(length):
             wanted = _act(actor, obs[t], env_spec)
             np.clip(wanted + noise[t], -1, 1, out=action[t])
-            still_running = []
-            for row, env in running:
+            for row, env in tuple(running):
                 reward[t, row], discount[t, row], last = env.step(action[t, row], obs[t + 1, row])
                 steps[row] = t + 1
-                if not last:
-                    still_running.append((row, env))
-            running = still_running
+                if last:
+                    running.remove((row, env))
             if not running:
                 break
     episodes = []

@@ -14,7 +14,7 @@ import math
 import platform
 import shlex
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,21 +22,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from common import (
-    FilesNeeded,
-    Interrupted,
-    UserError,
-    elsewhere,
-    envs,
-    evaluate,
-    files,
-    launch,
-    metrics,
-    report,
-    rollouts,
-    snapshots,
-    teachers,
-)  # fmt: skip
+from common import UserError, elsewhere, envs, evaluate, files, launch, metrics, report, rollouts, snapshots, teachers
 from common.envs import EnvSpec
 from common.replay import Replay
 from common.rollouts import Actor, Episode
@@ -193,11 +179,9 @@ class Run:
         """Print and record which code and packages have changed since the run was started."""
         path, now = self.dir / "versions.json", versions(self._script)
         before = files.load_json(path, "versions")
-        known, changes = {name: before[name] for name in before if name not in ("device", "changes")}, before["changes"]
-        pairs = {name: [known.get(name), now.get(name)] for name in known | now}
-        if changed := {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}:
+        if changed := {name: [before.get(name), value] for name, value in now.items() if before.get(name) != value}:
             tqdm.write(f"warning: {', '.join(changed)} changed since this run was started; its report will say so.")
-            files.save_json(path, before | now | {"changes": [*changes, changed]})
+            files.save_json(path, before | now | {"changes": [*before["changes"], changed]})
 
     def _check_pretrained(self) -> dict[str, bytes]:
         """The content of each file that cycle 0 left in the run that `--pretrained` names; the checkpoint comes last.
@@ -225,9 +209,9 @@ class Run:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._interrupt.stop()
         self._workers.close()
-        failed = kind is not None and not issubclass(kind, FilesNeeded)
+        failed = kind is not None and not issubclass(kind, elsewhere.FilesNeeded)
         with contextlib.suppress(OSError):  # a full disk, which the run has already reported
-            self._metrics.close(int(failed), preempted=failed and issubclass(kind, Interrupted))
+            self._metrics.close(int(failed), preempted=bool(self._interrupt))
         self._lock.release()
 
     # ---- restore, count, save
@@ -258,9 +242,7 @@ class Run:
         self._stopwatch.seconds.update(self._saved["seconds"])  # adds to this process's times
         self._saved = None  # frees as much memory as the networks and their optimisers take
         for cycle in range(1, self.cycle):
-            episodes = rollouts.unpack(files.load_arrays(self.cycle_dir(cycle) / "batch.npz", "batch"))
-            replay.append(episodes, self._annotations(cycle, episodes, None))
-            self.actor_step += rollouts.num_steps(episodes)
+            replay.append(*self._read_batch(cycle, None, files.RESTORE))
         tqdm.write(f"continuing {self.dir} in cycle {self.cycle} at step {self.step}")
 
     def steps(self, first: int, last: int, desc: str) -> Iterator[int]:
@@ -290,7 +272,7 @@ class Run:
         kept = self._kept(self.cycle)
         if kept:
             self._keep_policy(policy, critic)
-        self.cycle, self.step = self.cycle + 1, self._learner_step
+        self.cycle, self.step = self.cycle + 1, self.step if self.cycle > 0 else 0  # 0: pre-training isn't counted
         if kept or self._interrupt:
             self._save_checkpoint()
 
@@ -349,7 +331,9 @@ class Run:
             path = teachers.demonstrations_file(teacher, *setting)
         asked = teacher.action, args.demo_sigma, (int(teacher.sha256, 16),), range(args.demo_episodes)
         with self.timed("demonstrations"):
-            episodes = self._batch(path, lambda: self._workers.episodes(*asked, "demonstrations"))
+            if not path.exists():
+                files.save_arrays(path, **rollouts.pack(self._workers.episodes(*asked, "demonstrations")))
+            episodes = rollouts.unpack(files.load_arrays(path, "batch", files.REMAKE))
         self._demonstration_queries = 2 * rollouts.num_steps(episodes)
         return episodes, {}
 
@@ -360,8 +344,8 @@ class Run:
         path = self.dir / "teacher.json"
         if isinstance(self.teacher, teachers.Recorded):
             returns = [episode.episodic_return for episode in self.demonstrations()[0]]
-            files.save_json(path, {"cycle": 0, "learner_step": 0, "returns": returns})
-        mean = float(np.mean(self._score(path, self.teacher.action, 0, 0)))
+            files.save_json(path, {"returns": returns})
+        mean = float(np.mean(self._score(path, self.teacher.action)))
         return {"teacher/episodic_return": mean, "teacher/demonstration_queries": self._demonstration_queries}
 
     def deploy(
@@ -375,57 +359,48 @@ class Run:
             FilesNeeded: a file isn't there yet.
             UserError: the policy or the environment returned invalid values.
         """
-        missing = actor_steps - self.actor_step
-
-        def run() -> list[Episode]:
-            if self.args.deploy == "elsewhere":
-                return elsewhere.deployed(self.cycle_dir(self.cycle), policy, sigma, self.env, missing)
-            began, stream = time.perf_counter(), (self.args.seed, rollouts.DEPLOY, self.cycle)
-            episodes = self._workers.steps(policy, sigma, stream, missing, f"cycle {self.cycle}, deploying")
-            self._sps = rollouts.num_steps(episodes) / (time.perf_counter() - began)
-            return episodes
-
+        folder, missing = self.cycle_dir(self.cycle), actor_steps - self.actor_step
         with self.timed("deploying"):
-            episodes = self._batch(self.cycle_dir(self.cycle) / "batch.npz", run)
-            annotations = self._annotations(self.cycle, episodes, policy)
+            if not (folder / "batch.npz").exists():
+                if self.args.deploy == "elsewhere":
+                    episodes = elsewhere.deployed(folder, policy, sigma, self.env, missing)
+                else:
+                    began, stream = time.perf_counter(), (self.args.seed, rollouts.DEPLOY, self.cycle)
+                    episodes = self._workers.steps(policy, sigma, stream, missing, f"cycle {self.cycle}, deploying")
+                    self._sps = rollouts.num_steps(episodes) / (time.perf_counter() - began)
+                files.save_arrays(folder / "batch.npz", **rollouts.pack(episodes))
+            return self._read_batch(self.cycle, policy, files.REMAKE)
+
+    def _read_batch(
+        self, cycle: int, policy: torch.nn.Module | None, cure: str
+    ) -> tuple[list[Episode], dict[str, np.ndarray]]:
+        """A cycle's episodes, whose steps it counts, and the annotations that came for them from elsewhere."""
+        folder, stream = self.cycle_dir(cycle), (self.args.seed, rollouts.ANNOTATE, cycle)
+        episodes = rollouts.unpack(files.load_arrays(folder / "batch.npz", "batch", cure))
         self.actor_step += rollouts.num_steps(episodes)
-        return episodes, annotations
-
-    def _batch(self, path: Path, make: Callable[[], list[Episode]]) -> list[Episode]:
-        """Read the episodes in a file; if there is none, make and write them."""
-        if path.exists():
-            return rollouts.unpack(files.load_arrays(path, "batch", files.REMAKE))
-        episodes = make()
-        files.save_arrays(path, **rollouts.pack(episodes))
-        return episodes
-
-    def _annotations(
-        self, cycle: int, episodes: list[Episode], policy: torch.nn.Module | None
-    ) -> dict[str, np.ndarray]:
         if self.args.annotate == "here":
-            return {}
-        stream = (self.args.seed, rollouts.ANNOTATE, cycle)
+            return episodes, {}
         fraction = self.args.annotate_fraction
-        return elsewhere.annotated(self.cycle_dir(cycle), policy, episodes, self.env, fraction, stream)
+        return episodes, elsewhere.annotated(folder, policy, episodes, self.env, fraction, stream)
 
-    def _score(self, path: Path, actor: Actor, cycle: int, learner_step: int) -> list[float]:
+    def _score(self, path: Path, actor: Actor) -> list[float]:
         """Noise-free returns, cached in `path`; all cycles and methods get the same start seeds."""
         if not path.exists():
             with self.timed("report episodes"):
                 stream, indices = (self.args.seed, rollouts.REPORT), range(self.args.report_episodes)
                 episodes = self._workers.episodes(actor, 0.0, stream, indices, f"scoring {path.parent.name}")
             returns = [episode.episodic_return for episode in episodes]
-            files.save_json(path, {"cycle": cycle, "learner_step": learner_step, "returns": returns})
+            files.save_json(path, {"returns": returns})
         return files.load_json(path, "evaluation", files.REMAKE)["returns"]
 
     def _keep_policy(self, policy: torch.nn.Module, critic: torch.nn.Module) -> None:
         """Save this cycle's policy as a snapshot, score it, and film it if asked to."""
         folder = self.cycle_dir(self.cycle)
         metadata = {"cycle": self.cycle, "name": self.name, "seed": self.args.seed}
-        metadata |= {"actor_step": self.actor_step, "learner_step": self._learner_step}
+        metadata |= {"actor_step": self.actor_step, "learner_step": self.step if self.cycle > 0 else 0}
         metadata |= {"command": launch.command(self.args, self._script.name), "versions": versions(self._script)}
         if self.env.simulated:
-            returns = self._score(folder / "evaluation.json", policy, self.cycle, self._learner_step)
+            returns = self._score(folder / "evaluation.json", policy)
             metadata |= {"score": float(np.mean(returns)), "score_episodes": len(returns)}
             level = report.summarise(np.array(returns))
             interval = {"report/ci_low": level["ci95"][0], "report/ci_high": level["ci95"][1]}
@@ -438,10 +413,6 @@ class Run:
             evaluate.film([folder / "snapshot.pt"], folder / "video.gif")
 
     # ---- metrics and report
-
-    @property
-    def _learner_step(self) -> int:
-        return self.step if self.cycle > 0 else 0
 
     def log(self, step: int, values: dict[str, Any], evaluate: Actor | None = None) -> None:
         """Write a line of metrics: 0-dim tensors or numbers under any keys. None is left out.
@@ -484,8 +455,7 @@ class Run:
             for cycle in filter(self._kept, range(self.args.num_cycles + 1)):
                 path = self.cycle_dir(cycle) / "evaluation.json"
                 if self.env.simulated and not path.exists():  # the file is lost
-                    snapshot = snapshots.load(path.with_name("snapshot.pt"), torch.device("cpu"))
-                    self._score(path, snapshot.action, cycle, snapshot.metadata["learner_step"])
+                    self._score(path, snapshots.load(path.with_name("snapshot.pt"), torch.device("cpu")).action)
             if self.args.annotate == "elsewhere":
                 states = [files.load_arrays(path, "states") for path in sorted(self.dir.glob("cycle_*/states.npz"))]
                 queries["states_annotated"] = sum(len(found["index"]) for found in states)

@@ -29,12 +29,6 @@ class Snapshot:
         self._atoms = torch.linspace(content["v_min"], content["v_max"], content["num_atoms"], device=device)
         self.gives_gradients = bool(self._critic) and "critic" not in content.get("foreign", ())
 
-    def __getstate__(self) -> dict[str, Any]:
-        state = self.__dict__ | {"_atoms": self._atoms.cpu()}  # workers have no GPU
-        for name in ("_policy", "_critic"):
-            state[name] = {key: value.cpu() for key, value in state[name].items()}
-        return state
-
     def action(self, obs: torch.Tensor) -> torch.Tensor:
         """The deterministic policy: obs (B, obs_size) -> (B, action_size)."""
         return torch.tanh(F.linear(_torso(self._policy, obs), self._policy["head.weight"], self._policy["head.bias"]))

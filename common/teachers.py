@@ -24,11 +24,9 @@ class Teacher(Protocol):
 
     def action(self, obs: torch.Tensor) -> torch.Tensor:
         """a*(s): obs (B, obs_size) -> action (B, action_size) in [-1, 1]."""
-        ...
 
     def action_gradient(self, obs: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
         """G_a(s, a): obs (B, obs_size), action (B, action_size) -> dQ*/da (B, action_size)."""
-        ...
 
 
 class UserTeacher:

@@ -1,10 +1,9 @@
 """Runs blocks of episodes in worker processes. The data is the same as in this process, bit for bit."""
 
-import copy
+import io
 import itertools
 import multiprocessing
 import os
-import pickle
 import signal
 import sys
 import threading
@@ -59,15 +58,9 @@ class Pending:
                 self._future = self._workers.begin(self._arguments)
 
 
-def _run_block(
-    env_id: str, pickled_actor: bytes, sigma: float, stream: tuple[int, ...], indices: range
-) -> list[Episode]:
-    try:
-        return run_block(env_id, pickle.loads(pickled_actor), sigma, stream, indices)
-    except (UserError, RuntimeError):
-        raise
-    except Exception as error:  # the pool mistakes one that can't be pickled for a lost worker
-        raise RuntimeError(f"running episodes on {env_id} raised {error!r}.") from error
+def _run_block(env_id: str, saved_actor: bytes, sigma: float, stream: tuple[int, ...], indices: range) -> list[Episode]:
+    actor = torch.load(io.BytesIO(saved_actor), map_location="cpu", weights_only=False)  # workers have no GPU
+    return run_block(env_id, actor, sigma, stream, indices)
 
 
 class Workers:
@@ -84,9 +77,9 @@ class Workers:
         Raises:
             UserError: the workers can't start.
         """
-        if isinstance(actor, torch.nn.Module):
-            actor = copy.deepcopy(actor).cpu()
-        return Pending(self, (self._env.env_id, pickle.dumps(actor), sigma, stream, indices))
+        buffer = io.BytesIO()
+        torch.save(actor, buffer)
+        return Pending(self, (self._env.env_id, buffer.getvalue(), sigma, stream, indices))
 
     def begin(self, arguments: tuple[Any, ...]) -> Future:
         """Run `_run_block` in a worker, or at once if there are none; a pool that lost a worker is replaced."""

@@ -44,9 +44,6 @@ class Exported(torch.nn.Module):
     def __reduce__(self) -> tuple:
         return Exported, (self.path,)
 
-    def __deepcopy__(self, memo: dict) -> "Exported":
-        return Exported(self.path)
-
     def forward(self, obs: torch.Tensor) -> torch.Tensor:
         """obs (B, obs_size) -> action (B, action_size)."""
         return self.policy(obs)

@@ -14,7 +14,7 @@ import methods
 import numpy as np
 import torch
 
-from common import Interrupted, files
+from common import files
 from common.run import Run
 
 ROOT, CPU = Path(__file__).resolve().parent.parent, torch.device("cpu")
@@ -140,7 +140,7 @@ def live(method, args, steps=(), renames=False, seen=(), number=signal.SIGKILL):
         Run.steps, Run._save_checkpoint, os.replace = count, save, replace
         try:
             module.main(args)
-        except Interrupted as stop:
+        except KeyboardInterrupt as stop:
             os._exit(128 + stop.args[1])
 
     process = multiprocessing.get_context("fork").Process(target=child)

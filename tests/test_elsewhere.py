@@ -11,7 +11,7 @@ import toy
 from small import LINE, ROOT, SMALL, TOY, differences, keep_replays, metrics, own, report, result, run_method, words
 
 import gbrl_d4pg
-from common import FilesNeeded, UserError, elsewhere, envs, files, rollouts, snapshots
+from common import UserError, elsewhere, envs, files, rollouts, snapshots
 from common.envs import EnvSpec
 
 other = sys.modules[envs.load_class(f"{ROOT}/examples/deploy_elsewhere.py:Args").__module__]
@@ -25,7 +25,7 @@ def run_elsewhere(method, run_dir, demo_dir, **flags):
             run_method(method, run_dir, demo_dir, **(TOY | flags))
             assert not (run_dir / "waiting.json").exists()
             return run_dir, asked
-        except FilesNeeded as stop:
+        except elsewhere.FilesNeeded as stop:
             assert f"--resume {run_dir}" in str(stop)
             request = files.load_json(run_dir / "waiting.json", "request")
             asked.append((request["for"], request["cycle"]))
@@ -62,7 +62,7 @@ def test_answers_that_do_not_fit_are_refused(tmp_path, demo_dir):
     def go_on():
         run_method("ta_qf", tmp_path / "run", demo_dir, annotate="elsewhere", **TOY)
 
-    with pytest.raises(FilesNeeded):
+    with pytest.raises(elsewhere.FilesNeeded):
         go_on()
     count, folder = files.load_json(tmp_path / "run/waiting.json", "request")["states"], tmp_path / "run/cycle_0001"
     bad = [("action", (count, 2), 0, r"shape \(\d+, 2\)"), ("actions", (count, 1), 0, "no such array")]
@@ -72,7 +72,7 @@ def test_answers_that_do_not_fit_are_refused(tmp_path, demo_dir):
         with pytest.raises(UserError, match=f"from -1 to 1, one row per state; it has {got}"):
             go_on()
     files.save_arrays(folder / "annotations.npz", action=np.zeros((count, 1)))
-    with pytest.raises(FilesNeeded, match="cycle_0002"):
+    with pytest.raises(elsewhere.FilesNeeded, match="cycle_0002"):
         go_on()
 
 
@@ -157,7 +157,7 @@ def test_a_whole_episode_more_than_asked_is_refused_and_fewer_are_told_and_made_
     run_dir = tmp_path / "run"
 
     def asked(steps, cycle, bring):
-        with pytest.raises(FilesNeeded, match=rf"cycle_000{cycle}.* for {steps} steps"):
+        with pytest.raises(elsewhere.FilesNeeded, match=rf"cycle_000{cycle}.* for {steps} steps"):
             run_method("bc", run_dir, demo_dir, **flags)
         request = {"for": "episodes", "cycle": cycle, "folder": f"cycle_000{cycle}", "steps": steps, "sigma": 0.3}
         assert files.load_json(run_dir / "waiting.json", "request") == request
@@ -189,7 +189,7 @@ def test_without_a_simulator_deployments_speak(recorded, tmp_path, demo_dir):
     with pytest.raises(UserError, match="can't be simulated: use --deploy elsewhere"):
         run_method("bc", tmp_path / "run", demo_dir, **flags)
     for cycle in (1, 2):
-        with pytest.raises(FilesNeeded):
+        with pytest.raises(elsewhere.FilesNeeded):
             run_method("bc", tmp_path / "run", demo_dir, deploy="elsewhere", **flags)
         folder = tmp_path / "run" / f"cycle_000{cycle}"
         policy = torch.jit.load(folder / "policy.torchscript")

@@ -15,7 +15,7 @@ import pytest
 import torch
 from small import CPU, ROOT, SMALL, TOY, differences, equal, own, result, run_method, script, words
 
-from common import Interrupted, UserError, envs, files, launch, teachers
+from common import UserError, envs, files, launch, teachers
 from common.replay import Replay
 from common.run import Run
 from common.workers import Workers
@@ -199,7 +199,7 @@ def test_a_signal_lets_a_step_finish_and_a_second_one_ends_at_once(number, inter
     with interrupt.later():
         signal.raise_signal(number)
         assert interrupt
-        with pytest.raises(Interrupted, match=f"interrupted by {number.name}; go on") as raised:
+        with pytest.raises(KeyboardInterrupt, match=f"interrupted by {number.name}; go on") as raised:
             signal.raise_signal(number)
     assert raised.value.args[1] == number
     interrupt.stop()

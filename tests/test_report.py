@@ -27,17 +27,16 @@ def write_run(run_dir, evaluations, deployed, returns, teacher, method="bc", env
     content = {"script": "gbrl_d4pg.py", "name": method, "teacher_sha256": "ab12", "args": args}
     files.save_json(run_dir / "args.json", content)
     files.save_json(run_dir / "versions.json", {"python": "3", "changes": [{"torch": ["1", "2"]}]})
-    files.save_json(run_dir / "teacher.json", {"cycle": 0, "learner_step": 0, "returns": teacher})
+    files.save_json(run_dir / "teacher.json", {"returns": teacher})
     for cycle, values in evaluations.items():
-        content = {"cycle": cycle, "learner_step": 400 * cycle, "returns": list(values)}
-        files.save_json(run_dir / f"cycle_{cycle:04d}" / "evaluation.json", content)
+        files.save_json(run_dir / f"cycle_{cycle:04d}" / "evaluation.json", {"returns": list(values)})
     for cycle, values in deployed.items():
         rewards = [np.array([value - 1, 1], np.float32) for value in values]
         episodes = [Episode(np.zeros((3, 2), np.float32), np.zeros((2, 1), np.float32), r, r * 0 + 1) for r in rewards]
         files.save_arrays(run_dir / f"cycle_{cycle:04d}" / "batch.npz", **pack(episodes))
     lines = []
-    for i, value in enumerate(returns):
-        clocks = {"cycle": 1, "actor_step": 0, "learner_step": 100 * i}
+    for i, value in enumerate(returns):  # four in a cycle
+        clocks = {"cycle": max(1, -(-i // 4)), "actor_step": 0, "learner_step": 100 * i}
         lines += [clocks | {"wall_s": i, "eval/episodic_return": value}]
         lines += [clocks | {"wall_s": i + 0.5, "losses/critic_loss": 2.5}]  # a line without an evaluation
     (run_dir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
