@@ -144,9 +144,10 @@ def film_here(output: str, seed: str, *paths: str) -> None:
 
 
 def _frames(env: envs.Env, snapshot: snapshots.Snapshot, seed: int, every: int) -> tuple[list[np.ndarray], float]:
-    """A frame `every` so many steps of the first episode that `score` runs, which we repeat here, and its return."""
+    """A frame of each `every`-th step of the first episode that `score` runs, and its return."""
     stream, obs, frames = (STREAM, seed), np.zeros(env.spec.obs_size, np.float32), []
     (episode,) = rollouts.run_block(env.spec.env_id, snapshot.action, 0.0, stream, range(1))
+    # The same episode again, by its actions, for the pictures.
     env.reset(rollouts.episode_seeds(stream, 0)[0], obs)
     for step, action in enumerate(episode.action):
         if step % every == 0:

@@ -333,7 +333,7 @@ class Run:
         with self.timed("demonstrations"):
             if not path.exists():
                 files.save_arrays(path, **rollouts.pack(self._workers.episodes(*asked, "demonstrations")))
-            episodes = rollouts.unpack(files.load_arrays(path, "batch", files.REMAKE))
+            episodes = rollouts.unpack(files.load_arrays(path, "demonstrations", files.REMAKE))
         self._demonstration_queries = 2 * rollouts.num_steps(episodes)
         return episodes, {}
 

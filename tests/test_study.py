@@ -220,3 +220,13 @@ def test_what_is_written_of_the_kept_runs_is_what_they_say(tmp_path):
     assert "\n".join([head, rule, *shown]) + "\n\n" in (study / "README.md").read_text()
     with pytest.raises(UserError, match="nothing to judge"):
         claims.main(claims.Args((tmp_path / "none",)))
+
+
+def test_flags_that_only_make_the_clone_belong_to_the_folder(tmp_path):
+    path = ROOT / "study" / "results" / "early_clone" / "finger-spin__tg-1__expert__4__0.1__1.json"
+    name = '"name": "tg:1'
+    text = path.read_text()
+    assert name in text
+    (tmp_path / path.name).write_text(text.replace(name, name + ",bc-steps:20000,bc-learning-rate:0.0001"))
+    (loaded,) = claims.groups((tmp_path,)).values()
+    assert [run.method for run in loaded] == ["tg:1"]
