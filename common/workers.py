@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import threading
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
@@ -49,6 +49,8 @@ class Pending:
         Losing one worker ends them all; then each block begins again once its `result` is asked for.
         """
         for tries in itertools.count(1):
+            while not wait([self._future], timeout=5).done:  # the pool doesn't see a death in the middle of sending
+                self._workers.close_if_one_died()
             try:
                 return self._future.result()
             except BrokenProcessPool as error:
@@ -136,6 +138,11 @@ class Workers:
             bar.update(num_steps(new))
             bar.set_postfix_str(f"return={np.mean([episode.episodic_return for episode in episodes]):.0f}")
         return episodes
+
+    def close_if_one_died(self) -> None:
+        """End all processes if one is dead: every block that isn't done raises BrokenProcessPool then."""
+        if self._pool is not None and not all(process.is_alive() for process in list(self._pool._processes.values())):
+            self.close()
 
     def close(self) -> None:
         """End the processes, busy or not, within a second or two."""

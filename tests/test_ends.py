@@ -95,6 +95,20 @@ class Dies(Pusher):
         return super().action(obs)
 
 
+class HalfSent(Pusher):
+    def action(self, obs):
+        if len(obs) == 10 and not os.path.exists(f"{HERE}/died"):
+            open(f"{HERE}/died", "w").close()
+            frame = sys._getframe()
+            while "result_queue" not in frame.f_locals:
+                frame = frame.f_back
+            queue = frame.f_locals["result_queue"]
+            queue._wlock.acquire()
+            os.write(queue._writer.fileno(), bytes([0, 0, 1, 0, 7]))  # 5 bytes of a message of 256 and its length
+            os.kill(os.getpid(), 9)
+        return super().action(obs)
+
+
 class Raises(Pusher):
     def action(self, obs):
         if len(obs) == 10:
@@ -123,6 +137,15 @@ def test_a_lost_worker_changes_nothing_and_a_block_that_loses_three_is_an_error(
     one.close()
     pool.close()
     assert equal(there, Workers(SPEC, 0).episodes(teacher.action, 0.3, (7,), range(60), "here"))
+
+
+def test_a_worker_that_dies_while_it_sends_is_a_lost_worker(tmp_path, capfd):
+    teacher = teachers.load(own(tmp_path, "HalfSent", CODE), SPEC, "actions", CPU)
+    pool = Workers(SPEC, 2)
+    there = pool.episodes(teacher.action, 0.3, (7,), range(40), "half sent")
+    pool.close()
+    assert "a worker was lost in episodes 0-9" in capfd.readouterr().err
+    assert equal(there, Workers(SPEC, 0).episodes(teacher.action, 0.3, (7,), range(40), "here"))
 
 
 def of(mark):
