@@ -104,7 +104,7 @@ class HalfSent(Pusher):
                 frame = frame.f_back
             queue = frame.f_locals["result_queue"]
             queue._wlock.acquire()
-            os.write(queue._writer.fileno(), bytes([0, 0, 1, 0, 7]))  # 5 bytes of a message of 256 and its length
+            os.write(queue._writer.fileno(), bytes([0, 0, 1, 0, 7]))  # a message's length, 256, and its first byte
             os.kill(os.getpid(), 9)
         return super().action(obs)
 
