@@ -9,8 +9,8 @@ threshold, `fails` if its whole interval is on the other side, and is `not decid
 parts hold, and fails if one fails.
 
 The interval is a 95 % percentile bootstrap. Where every task has two seeds or more we draw seeds anew within each
-task; the interval then says how far other seeds would move the mean. With fewer we draw tasks anew. A run counts as
-one score. We don't correct for the number of parts.
+task; the interval then says how far other seeds would move the mean. With fewer, and for the size of a difference, we
+draw tasks anew. A run counts as one score. We don't correct for the number of parts.
 
 Each folder of kept runs is judged by itself.
 """
