@@ -93,7 +93,10 @@ def read(path: Path, env: EnvSpec | None) -> tuple[list[Episode], np.ndarray]:
     """
     arrays = files.load_arrays(path, "recorded episodes", "record them again")
     types = dict.fromkeys(COLUMNS, np.float32) | {"length": np.int64}
-    arrays = {name: np.ascontiguousarray(arrays[name], dtype) for name, dtype in types.items() if name in arrays}
+    try:
+        arrays = {name: np.ascontiguousarray(arrays[name], dtype) for name, dtype in types.items() if name in arrays}
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{path}: an array isn't plain numbers ({error}).") from error
     return _checked(path, arrays, env)
 
 
@@ -141,7 +144,6 @@ def deployed(folder: Path, policy: torch.nn.Module, sigma: float, env: EnvSpec, 
     """
     path = folder / "episodes.npz"
     if not path.exists():
-        folder.mkdir(exist_ok=True)
         export(policy, env, folder / "policy.torchscript")
         sentence = (
             f"deploy {folder / 'policy.torchscript'} with noise of standard deviation {sigma:g} for {missing} steps in "
@@ -189,7 +191,7 @@ def annotated(
         UserError: the answers aren't finite actions in [-1, 1], one for each state.
     """
     taken = folder / "annotated.npz"
-    if taken.exists():
+    if taken.exists() or policy is None:
         return files.load_arrays(taken, "annotations")
     obs = np.concatenate([episode.obs[:-1] for episode in episodes])
     index = np.sort(np.random.default_rng(stream).permutation(len(obs))[: max(1, round(fraction * len(obs)))])

@@ -3,6 +3,7 @@
 This module also loads and calls your own classes, both tasks and teachers.
 """
 
+import contextlib
 import difflib
 import functools
 import hashlib
@@ -172,11 +173,13 @@ def is_suite(env_id: str) -> bool:
 
 
 def versions(env_id: str) -> list[str]:
-    """The versions that must agree for the same seed and actions to give the same episode."""
-    if is_own(env_id):
-        return [f"file {digest(env_id)}"]
-    packages = ("dm-control" if is_suite(env_id) else "gymnasium", "mujoco")
-    return [f"{package} {importlib.metadata.version(package)}" for package in packages]
+    """The versions that must agree for the same seed and actions to give the same episode, as far as we know them."""
+    found = [f"file {digest(env_id)}"] if is_own(env_id) else []
+    for package in ("dm-control", "gymnasium", "mujoco"):
+        if is_own(env_id) or package == "mujoco" or (package == "dm-control") == is_suite(env_id):
+            with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # your own file may use any of them
+                found.append(f"{package} {importlib.metadata.version(package)}")
+    return found
 
 
 def _gymnasium(env_id: str) -> Any:
@@ -264,5 +267,5 @@ def _import(path: str, content: bytes) -> ModuleType:
     """Import a module. Its name depends on its path alone, so that it is the same in workers."""
     module = ModuleType(f"own_{Path(path).stem}_{hashlib.sha256(path.encode()).hexdigest()[:8]}")
     module.__file__, sys.modules[module.__name__] = path, module  # dataclasses and pickle look there
-    guard(path, "importing it", exec, compile(content, path, "exec"), vars(module))
+    guard(path, "importing it", lambda: exec(compile(content, path, "exec"), vars(module)))
     return module

@@ -89,6 +89,12 @@ class Metrics:
             self._waiting.popleft()
             self._write(line)
 
+    def save(self) -> None:
+        """Write all lines, so that they stay even if the machine crashes: a checkpoint counts them."""
+        self.flush(at_most=0)
+        with files.writing(self._path):
+            os.fsync(self._file.fileno())
+
     def _write(self, line: dict[str, Any]) -> None:
         """Write a line to the file, to wandb and, without a terminal, to the screen."""
         data = (json.dumps(line) + "\n").encode()

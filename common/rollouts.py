@@ -60,7 +60,7 @@ def unpack(arrays: dict[str, np.ndarray]) -> list[Episode]:
         raise UserError(f"a file of episodes lacks the arrays {sorted(missing)}.")
     ends, total = np.cumsum(arrays["length"]), int(arrays["length"].sum())
     fits = all(len(arrays[name]) == total for name in Episode._fields[1:]) and (arrays["length"] > 0).all()
-    if not fits or len(arrays["obs"]) != total + len(ends):
+    if not fits or arrays["length"].ndim != 1 or len(arrays["obs"]) != total + len(ends):
         raise UserError("a file of episodes has arrays whose lengths don't fit each other.")
     episodes = []
     for i, (start, end) in enumerate(zip(ends - arrays["length"], ends, strict=True)):

@@ -217,7 +217,7 @@ class Run:
     # ---- restore, count, save
 
     def restore(self, agent: Any, replay: Replay) -> None:
-        """Restore the agent, all generators, `cycle` and `step` from a resumed run's checkpoint.
+        """Restore the agent, torch's CPU generator, `cycle` and `step` from a resumed run's checkpoint.
 
         The replay gets the batches of past cycles back. A new run stays as it is: cycle 0, step 0.
 
@@ -236,8 +236,6 @@ class Run:
                 )
             part.set_state(mine) if isinstance(part, torch.Generator) else part.load_state_dict(mine)
         torch.set_rng_state(self._saved["state"]["torch"])
-        if len(self._saved["state"]["cuda"]) == torch.cuda.device_count():
-            torch.cuda.set_rng_state_all(self._saved["state"]["cuda"])
         self.cycle, self.step = self._saved["cycle"], self._saved["step"]
         self._stopwatch.seconds.update(self._saved["seconds"])  # adds to this process's times
         self._saved = None  # frees as much memory as the networks and their optimisers take
@@ -257,11 +255,12 @@ class Run:
                 self.step = step
                 if step > start and (self._interrupt or step % self.args.checkpoint_every == 0):
                     self._save_checkpoint()
-                self._interrupt.check()  # before the first step there is nothing new to save
                 with self._interrupt.later():
                     yield step
                 bar.update()
         self.step, self._bar = max(last, start), None
+        if self._interrupt:  # in the last step
+            self._save_checkpoint()
 
     def end_cycle(self, policy: torch.nn.Module, critic: torch.nn.Module) -> None:
         """End this cycle: score and keep its policy, and save a checkpoint at the start of the next.
@@ -273,7 +272,7 @@ class Run:
         if kept:
             self._keep_policy(policy, critic)
         self.cycle, self.step = self.cycle + 1, self.step if self.cycle > 0 else 0  # 0: pre-training isn't counted
-        if kept or self._interrupt:
+        if kept:
             self._save_checkpoint()
 
     def _kept(self, cycle: int) -> bool:
@@ -282,13 +281,13 @@ class Run:
     def _save_checkpoint(self) -> None:
         """Save everything as it is before `self.step` of this cycle, and end the run if a signal has arrived."""
         with self.timed("waiting for evaluations"):
-            self._metrics.flush(at_most=0)
+            self._metrics.save()
         self._check_finite()
         with self._interrupt.later(), self.timed("writing"):
             parts = {
                 n: p.get_state() if isinstance(p, torch.Generator) else p.state_dict() for n, p in self._parts.items()
             }
-            state = {"parts": parts, "torch": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
+            state = {"parts": parts, "torch": torch.get_rng_state()}
             content = {"cycle": self.cycle, "step": self.step, "state": state, "seconds": dict(self._stopwatch.seconds)}
             content |= {"lines": self._metrics.lines}
             if (self.cycle, self.step) == (1, 0):  # for runs with --pretrained
@@ -386,7 +385,7 @@ class Run:
     def _score(self, path: Path, actor: Actor) -> list[float]:
         """Noise-free returns, cached in `path`; all cycles and methods get the same start seeds."""
         if not path.exists():
-            with self.timed("report episodes"):
+            with self.timed("report episodes"), self._interrupt.later():
                 stream, indices = (self.args.seed, rollouts.REPORT), range(self.args.report_episodes)
                 episodes = self._workers.episodes(actor, 0.0, stream, indices, f"scoring {path.parent.name}")
             returns = [episode.episodic_return for episode in episodes]
@@ -399,14 +398,16 @@ class Run:
         metadata = {"cycle": self.cycle, "name": self.name, "seed": self.args.seed}
         metadata |= {"actor_step": self.actor_step, "learner_step": self.step if self.cycle > 0 else 0}
         metadata |= {"command": launch.command(self.args, self._script.name), "versions": versions(self._script)}
+        values: dict[str, float] = {}
         if self.env.simulated:
             returns = self._score(folder / "evaluation.json", policy)
             metadata |= {"score": float(np.mean(returns)), "score_episodes": len(returns)}
             level = report.summarise(np.array(returns))
             interval = {"report/ci_low": level["ci95"][0], "report/ci_high": level["ci95"][1]}
-            self.log(self.step, {"report/episodic_return": level["mean"]} | interval)
+            values = {"report/episodic_return": level["mean"]} | interval
             name = "clone" if self.cycle == 0 and self.teacher is not None else f"cycle {self.cycle}"
             tqdm.write(f"{name}: mean return {np.mean(returns):.1f} of {len(returns)} episodes")
+        self.log(self.step, values)
         with self.timed("writing"):
             snapshots.save(folder / "snapshot.pt", self.env, policy, critic, metadata)
         if self.args.capture_video:

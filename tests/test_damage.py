@@ -100,6 +100,7 @@ def test_demonstrations_are_cached_under_all_that_they_depend_on(alone, tmp_path
             demos()
         path.unlink()
         assert equal(demos(), two)
+    assert [name.split()[0] for name in envs.versions(TOY["env_id"])[:2]] == ["file", "dm-control"]
     monkeypatch.setattr(envs, "versions", lambda env_id: ["file another"])
     assert equal(demos(), two) and len(list(folder.glob("*"))) == 5
     shutil.rmtree(folder)

@@ -56,6 +56,9 @@ def test_a_share_of_the_states_is_annotated_and_counted(tmp_path, demo_dir):
         column = files.load_arrays(folder / "annotated.npz", "annotations")["teacher_action"]
         np.testing.assert_allclose(column, expected, atol=1e-5)
     assert report(there)["teacher_queries"]["states_annotated"] == sum(counts)
+    (there / "cycle_0001" / "annotated.npz").unlink()  # of a past cycle, whose policy isn't at hand any more
+    with pytest.raises(UserError, match=r"cycle_0001.annotated\.npz can't be read"):
+        run_elsewhere("ta_qf", there, demo_dir, annotate="elsewhere", annotate_fraction=0.25)
 
 
 def test_answers_that_do_not_fit_are_refused(tmp_path, demo_dir):
@@ -142,6 +145,8 @@ def test_a_file_that_does_not_fit_the_task_is_refused(recorded, tmp_path):
         (arrays | {"reward": arrays["reward"][:, None]}, "must be one number a step"),
         ({name: values[:0] for name, values in arrays.items()}, "no episodes"),
         ({"obs": arrays["obs"]}, "lacks the"),
+        (arrays | {"reward": np.array(["a", "b"])}, "isn't plain numbers"),
+        (arrays | {"length": arrays["length"][:, None]}, "don't fit each other"),
     ):
         files.save_arrays(path, **content)
         with pytest.raises(UserError, match=f"mine.npz.*{sentence}"):
@@ -200,6 +205,7 @@ def test_without_a_simulator_deployments_speak(recorded, tmp_path, demo_dir):
     expected = np.mean([episode["reward"].sum() / 2 for episode in recorded[:2]])
     assert content["final"]["return"]["mean"] == pytest.approx(expected, rel=1e-5)
     assert content["falls"]["count"] == 1  # of the second deployment
+    assert [cycle["learner_step"] for cycle in content["cycles"]] == [30, 61]
     assert (tmp_path / "run" / "learning_curve.png").stat().st_size > 10_000
 
 

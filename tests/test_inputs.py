@@ -137,6 +137,13 @@ def test_what_a_teacher_does_wrong_is_told_with_its_name_and_line(code, tmp_path
         assert f'File "{tmp_path}/mine.py"' in text and code.partition(": ")[2] in text
 
 
+@pytest.mark.parametrize(("code", "error"), [("def", "SyntaxError"), ("raise ValueError", "ValueError")])
+def test_a_file_that_cannot_be_imported_is_told_with_its_name(code, error, tmp_path):
+    name = own(tmp_path, "Mine", code)
+    with pytest.raises(RuntimeError, match=f"mine.py: importing it raised {error}"):
+        envs.load_class(name)
+
+
 @pytest.mark.parametrize("workers", (0, 1))
 def test_an_exception_of_your_own_that_cannot_be_copied_comes_back_from_a_worker(workers, tmp_path):
     code = "def action(self, obs): return super().action(obs) if len(obs) < 10 else {}[lambda: 'a KeyError']"

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import importlib.metadata
+import os
 import shlex
 import shutil
 import signal
@@ -17,6 +18,7 @@ from small import FILE, TOY, differences, live, make_args, own, report, result, 
 from common import UserError, envs, files, launch
 from common import run as run_module
 from common.run import Run
+from common.workers import Workers
 
 STEPS = ((0, 3), (0, 39), (0, 50), (1, 0), (1, 20), (2, 40), (2, 50), (2, 60))
 ONLINE = {"teacher": "none", "num_cycles": 8, "keep_every": 3}
@@ -87,6 +89,45 @@ def test_a_signal_saves_and_says_how_to_go_on_from_any_folder(tmp_path):
     (tmp_path / "elsewhere").mkdir()
     assert call(tmp_path / "elsewhere", *shlex.split(hint)).returncode == 0
     assert list((tmp_path / "elsewhere").iterdir()) == []  # the demonstrations aren't made again
+
+
+def test_a_signal_while_a_policy_is_scored_loses_no_step(tmp_path, demo_dir, alone, monkeypatch):
+    module, args = make_args("ta:1", tmp_path / "run", demo_dir, **TOY, checkpoint_every=1000)
+    signalled = []
+
+    def episodes(workers, actor, sigma, stream, indices, desc, honest=Workers.episodes):
+        if desc.startswith("scoring") and not signalled:  # the first time in each life
+            signalled.append(desc)
+            signal.raise_signal(signal.SIGTERM)
+        return honest(workers, actor, sigma, stream, indices, desc)
+
+    monkeypatch.setattr(Workers, "episodes", episodes)
+    for moment in ((1, 0), (2, 32), (3, 61)):
+        signalled.clear()
+        with pytest.raises(KeyboardInterrupt):
+            module.main(args)
+        content = files.load_torch(tmp_path / "run" / "checkpoint.pt", "checkpoint")
+        assert (content["cycle"], content["step"]) == moment
+    assert differences(result(module.main(args)), result(alone("ta:1"))) == []
+
+
+def test_a_checkpoint_counts_no_line_that_a_crash_of_the_machine_could_lose(tmp_path, demo_dir, monkeypatch):
+    path, synced, checked = tmp_path / "run" / "metrics.jsonl", {}, []
+
+    def fsync(file, honest=os.fsync):
+        synced[os.fstat(file).st_ino] = os.fstat(file).st_size
+        honest(file)
+
+    def replace(source, target, honest=os.replace):
+        if Path(target) == tmp_path / "run" / "checkpoint.pt":
+            kept = path.read_bytes()[: synced[path.stat().st_ino]]
+            checked.append(kept.count(b"\n") - torch.load(source, weights_only=True)["lines"])
+        honest(source, target)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "replace", replace)
+    run_method("ta:1", tmp_path / "run", demo_dir, **TOY)
+    assert len(checked) > 5 and not any(checked)
 
 
 # ---- the same run, and no other

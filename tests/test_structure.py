@@ -80,7 +80,7 @@ def test_with_no_flags_a_script_runs_the_papers_protocol_and_with_a_scale_its_fr
 NAMES = [f"{name}:5" if method.decays else name for name, method in methods.METHODS.items()]
 
 
-OTHERS = {"v_min": -7.0, "v_max": 7.0, "buffer_size": 2 * 10**7}  # where only some values are allowed
+OTHERS = {"v_min": -7.0, "v_max": 7.0}  # where only some values are allowed
 
 
 def another(field, hint):
@@ -96,7 +96,7 @@ def another(field, hint):
 
 MADE_UP = EnvSpec("made-up", 3, 2, 1_000)
 UNSAID = launch.INHERITED | {"env_id", "teacher", "seed", "num_cycles", "scale", "actor_steps", "learner_steps"}
-UNSAID |= {"eval_every", "eval_episodes", "report_episodes", "method", "decay_rate"}
+UNSAID |= {"eval_every", "eval_episodes", "report_episodes", "buffer_size", "method", "decay_rate"}
 
 
 def full_name(script, args):
@@ -108,6 +108,7 @@ def test_a_run_and_each_of_its_flags_is_told_by_its_name(name):
     script, args = parse(name)
     assert full_name(script, args) == name
     assert full_name(script, dataclasses.replace(args, num_cycles=8, scale=0.1, seed=3, eval_every=250)) == name
+    assert full_name(script, dataclasses.replace(args, actor_steps=12_000_000, buffer_size=20_000_000)) == name
     hints, seen = typing.get_type_hints(script.Args), {name}
     for field in [field for field in dataclasses.fields(args) if field.name not in UNSAID]:
         changed = {field.name: another(field, hints[field.name])}
