@@ -98,25 +98,28 @@ def flat(methods: Methods) -> list[Run]:
 
 
 def sizes(panels: Panels) -> str:
-    """Tasks and seeds of the runs, in words."""
+    """Tasks and seeds of the runs, in words, and how many runs a curve has where curves differ in that."""
     loaded = [run for methods in panels.values() for run in flat(methods)]
     tasks, seeds = sorted({run.env_id for run in loaded}), sorted({run.seed for run in loaded})
     task = tasks[0] if len(tasks) == 1 else f"{len(tasks)} tasks"
-    return f"{task}, seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
+    counts = {len(members) for methods in panels.values() for members in methods.values()}
+    each = f", {min(counts)} to {max(counts)} runs a curve" if len(counts) > 1 else ""
+    return f"{task}, seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}{each}"
 
 
-def on_common_tasks(name: str, panels: Panels) -> Panels:
-    """`panels` with only the tasks that all methods have; prints the others on stderr; empty if no task is left."""
-    tasks = [{run.env_id for run in members} for methods in panels.values() for members in methods.values()]
-    common = set.intersection(*tasks)
-    if left_out := set.union(*tasks) - common:
-        kept = f"only {', '.join(sorted(common))}" if common else "left out"
-        print(f"{name}: {kept}; not all methods have runs on {', '.join(sorted(left_out))}.", file=sys.stderr)
-    return {
-        title: {method: [run for run in members if run.env_id in common] for method, members in methods.items()}
-        for title, methods in panels.items()
-        if common
-    }
+def on_common_tasks(panels: Panels, heading: str = "") -> Panels:
+    """Each panel with only the tasks that all its methods have; prints the others on stderr; without empty panels."""
+    found = {}
+    for title, methods in panels.items():
+        tasks = [{run.env_id for run in members} for members in methods.values()]
+        common = set.intersection(*tasks)
+        if left_out := set.union(*tasks) - common:
+            kept = f"only {', '.join(sorted(common))}" if common else "left out"
+            missing = f"not all methods have runs on {', '.join(sorted(left_out))}"
+            print(f"{heading}{title}: {kept}; {missing}.", file=sys.stderr)
+        if common:
+            found[title] = {m: [run for run in members if run.env_id in common] for m, members in methods.items()}
+    return found
 
 
 # ---- statistics
@@ -269,8 +272,12 @@ def draw_paper(output: Path, loaded: list[Run]) -> None:
         panels = group_runs(members, lambda run, by_task=by_task: run.env_id if by_task else f"{run.num_cycles} cycles")
         number = name.removesuffix(f"_{teacher}").replace("_", " ").capitalize()
         heading = f"{number}, teacher {teacher}, {budget.title}"
-        if all(len(of) < 2 for of in panels.values()) or not (by_task or (panels := on_common_tasks(heading, panels))):
+        panels = panels if by_task else on_common_tasks(panels, f"{heading}, ")
+        if all(len(methods) < 2 for methods in panels.values()):
             continue
+        tasks = {title: len({run.env_id for run in flat(methods)}) for title, methods in panels.items()}
+        if not by_task and len(set(tasks.values())) > 1:
+            panels = {f"{title}, {n} task{'s' * (n > 1)}": panels[title] for title, n in tasks.items()}
         draw_curves(output / f"{name}_scale_{budget.scale:g}.png", panels, f"{heading}: {sizes(panels)}")
         drawn += 1
     if not drawn:
@@ -286,9 +293,7 @@ def main(args: Args) -> None:
     if args.paper:
         draw_paper(args.output, loaded)
     else:
-        panels = {}
-        for title, methods in group_runs(loaded, lambda run: run.setting).items():
-            panels |= on_common_tasks(title, {title: methods})
+        panels = on_common_tasks(group_runs(loaded, lambda run: run.setting))
         if not panels:
             raise UserError("no panel has a task with runs of all its methods.")
         draw_curves(args.output / "curves.png", panels, sizes(panels))

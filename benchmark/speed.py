@@ -51,7 +51,7 @@ class Args:
 def filled(transitions: int, device: torch.device) -> Replay:
     """A full replay, which repeats one random episode of walker-run."""
     shapes = [(1001, WALKER.obs_size), (1000, WALKER.action_size), (1000,), (1000,)]
-    rng, num_episodes = np.random.default_rng(0), transitions // 1000
+    rng, num_episodes = np.random.default_rng(0), max(1, transitions // 1000)
     episode = Episode(*(rng.uniform(-1, 1, shape).astype(np.float32) for shape in shapes))
     replay = Replay(num_episodes * 1000, WALKER.obs_size, WALKER.action_size, 5, 0.99, device)
     replay.append([episode] * num_episodes)

@@ -5,7 +5,7 @@
 At its end it draws `curves.png` in --output. You can add options to a method after commas: ta_qf,beta:5. Methods that
 clone alike start from one clone for each task, teacher and seed: a run of its own makes it first, and their runs take
 it over with --pretrained. Each run has a folder under --output, and a `.log` beside it with what it prints. Flags after
-`--` go to all runs.
+`--` go to all runs. SIGTERM and Ctrl-C reach the runs, which save and end.
 
 With --ray-address every run is a task of a Ray cluster: start the sweep in a folder that all nodes see under the same
 path, with this checkout and --output, and install requirements.txt and requirements-ray.txt on every node. When a node
@@ -26,6 +26,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import methods
@@ -40,6 +41,8 @@ sys.path.insert(0, str(ROOT))  # so that it runs from any folder
 import gbrl_d4pg  # noqa: E402
 from common import UserError, envs, files, launch  # noqa: E402
 
+OURS = {"--env-id", "--teacher", "--seed", "--scale", "--num-cycles", "--pretrained", "--run-dir", "--resume"}
+STARTED: list[subprocess.Popen] = []
 MAX_LOSSES = 10  # of nodes during one run, before the sweep gives the run up [ours]
 
 
@@ -96,7 +99,7 @@ def command(words: list[str], folder: Path) -> list[str]:
 def run(words: list[str], folder: Path, clone: Any = None, **options: Any) -> int:
     """Start or continue one run if its clone's run has succeeded; returns its exit status, or else the clone's.
 
-    `clone` is the clone's status or its future. `options` go to `subprocess.run`.
+    `clone` is the clone's status or its future. `options` go to `subprocess.Popen`.
     """
     status = clone.result() if isinstance(clone, concurrent.futures.Future) else clone
     if status or (folder / "report.json").exists():
@@ -104,7 +107,16 @@ def run(words: list[str], folder: Path, clone: Any = None, **options: Any) -> in
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder.parent / f"{folder.name}.log", "a") as log:
         words = [sys.executable, *command(words, folder)]
-        return subprocess.run(words, stdout=log, stderr=subprocess.STDOUT, **options).returncode
+        process = subprocess.Popen(words, stdout=log, stderr=subprocess.STDOUT, **options)
+        STARTED.append(process)
+        return process.wait()
+
+
+def end_runs(number: int, frame: FrameType | None) -> None:
+    """Pass a signal on to the runs on this machine, and end once they have."""
+    for process in STARTED:
+        process.send_signal(number)
+    sys.exit(128 + number)
 
 
 def run_on_node(here: str, *job: Any) -> int:
@@ -158,6 +170,9 @@ def main(args: Args, more: list[str]) -> None:
     """Run everything, report failures, and exit with status 1 if a run failed. Raises UserError for bad input."""
     if args.parallel < 1 or args.cpus_per_run < 1:
         raise UserError("--parallel and --cpus-per-run must be at least 1.")
+    flags = {word.partition("=")[0].replace("_", "-") for word in more}
+    if taken := sorted(flags & OURS):
+        raise UserError(f"{taken[0]} after `--`: give the sweep's own flag before it, which names the runs by it.")
     clones: dict[Path, list[str]] = {}
     finished: list[Path] = []
     jobs: dict[Path, list[str]] = {}
@@ -177,13 +192,14 @@ def main(args: Args, more: list[str]) -> None:
             continue
         episode = str(envs.spec(env_id).episode_length)  # one episode, the least that a run may have
         short = ["--num-cycles", "1", "--actor-steps", episode, "--learner-steps", "1"]
-        clones[folder] = [*methods.command(clone), *shared, *short]
+        if not (args.output / name / "report.json").exists():  # else nobody needs its clone
+            clones[folder] = [*methods.command(clone), *shared, *short]
         jobs[args.output / name], clone_by_job[args.output / name] = words, folder
     for folder, words in (clones | jobs).items():
         if (folder / "report.json").exists():  # here, because tyro isn't thread-safe
             refuse_other(words, files.load_json(folder / "args.json", "arguments")["args"], folder)
 
-    if not any(word.startswith("--num-workers") for word in more):
+    if "--num-workers" not in flags:
         here = not args.print and args.ray_address is None
         # A run's learner and its workers share its processors; a clone's episodes run while nothing learns.
         for block, learner in ((clones, 0), (jobs, 1)):
@@ -201,7 +217,7 @@ def main(args: Args, more: list[str]) -> None:
     with concurrent.futures.ThreadPoolExecutor(args.parallel) as pool:
         submit = functools.partial(pool.submit, run) if args.ray_address is None else on_ray(args)
         cloning = {folder: submit(words, folder) for folder, words in clones.items()}
-        started = {folder: submit(words, folder, cloning[clone_by_job[folder]]) for folder, words in jobs.items()}
+        started = {folder: submit(words, folder, cloning.get(clone_by_job[folder])) for folder, words in jobs.items()}
         futures = {job if args.ray_address is None else job.future(): folder for folder, job in started.items()}
         try:
             for future in tqdm(concurrent.futures.as_completed(futures), total=len(futures), unit="run", disable=None):
@@ -221,6 +237,7 @@ def main(args: Args, more: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, end_runs)
     own = sys.argv[1 : sys.argv.index("--")] if "--" in sys.argv else sys.argv[1:]
     try:
         main(tyro.cli(Args, args=own, description=__doc__), sys.argv[len(own) + 2 :])

@@ -75,7 +75,7 @@ class Preferences:
 
 
 class Follower:
-    """An actor that moves the expert's action along the gradient, in shrinking steps, by up to `reach` per entry."""
+    """An actor that moves the expert's action along the gradient, in shrinking steps, by about `reach` per entry."""
 
     steps = 30
 
@@ -161,4 +161,7 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args, description=__doc__))
+    try:
+        main(tyro.cli(Args, description=__doc__))
+    except UserError as error:
+        sys.exit(f"error: {error}")

@@ -92,7 +92,7 @@ def loss(run: Run) -> float:
     """Largest fall of M from the highest M before it, as a share of that; 0 where there was nothing to lose."""
     means = report.moving_means(run.returns)
     highest = np.maximum.accumulate(means)
-    return float(((highest - means) / np.where(highest > 0, highest, 1)).max())
+    return float(((highest - means) / np.where(highest > 0, highest, np.inf)).max())
 
 
 QUANTITIES: dict[str, tuple[str, Callable[[Run], float | np.ndarray]]] = {
@@ -309,8 +309,10 @@ def judge(claim: Claim, loaded: list[Run]) -> tuple[str, list[Outcome]]:
 def groups(paths: tuple[Path, ...]) -> dict[str, list[Run]]:
     """The runs that are judged together, those of one budget and one folder of kept runs, under a title."""
     of_folder: dict[str, list[Path]] = defaultdict(list)
+    folders = [path for path in paths if any(path.glob("*__*.json"))]
     for path in paths:
-        of_folder[path.name if any(path.glob("*__*.json")) else ""].append(path)
+        twice = [folder.name for folder in folders].count(path.name) > 1
+        of_folder["" if path not in folders else str(path) if twice else path.name].append(path)
     found = {}
     for name, members in of_folder.items():
         loaded = runs.load_all(members)

@@ -93,7 +93,7 @@ def result(run_dir):
             content |= {f"{path.parent.name}/{name}": value.numpy().tobytes() for name, value in parts}
     times = ("wall_s", "charts/SPS", "charts/UPS")
     content["metrics"] = [{k: v for k, v in line.items() if k not in times} for line in metrics(run_dir)]
-    content["report"] = {k: v for k, v in report(run_dir).items() if k not in ("seconds", "wall_s", "sha256")}
+    content["report"] = {k: v for k, v in report(run_dir).items() if k not in ("seconds", "wall_s")}
     return content
 
 
@@ -159,7 +159,7 @@ def equal(first, second):
 
 def kill_at(command, words, folder):
     """Run a command in `folder` and kill it once it has printed a line with `words`."""
-    with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         while words not in process.stdout.readline():
             assert process.poll() is None, command
         process.kill()

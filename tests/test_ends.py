@@ -201,6 +201,18 @@ def test_workers_that_cannot_start_say_why(tmp_path):
     assert re.search(r"error: worker processes can't start \(.*too long.*TMPDIR .*--num-workers 0", done.stderr)
 
 
+def test_a_sweep_that_is_ended_lets_its_runs_save_and_end(tmp_path):
+    own = [f"--env-ids={TOY['env_id']}", f"--teacher={TOY['teacher']}", "--seeds=1", f"--output={tmp_path}"]
+    command = [sys.executable, str(ROOT / "benchmark" / "sweep.py"), "--methods=bc", *own, "--", "--bc-steps=1_000_000"]
+    with subprocess.Popen(command) as sweep:
+        while not (logs := [*tmp_path.glob("clone__*.log")]) or "pretrain step 1000:" not in logs[0].read_text():
+            assert sweep.poll() is None
+            time.sleep(0.1)
+        sweep.terminate()
+    assert sweep.returncode == 128 + signal.SIGTERM and "interrupted by SIGTERM" in logs[0].read_text()
+    assert logs[0].with_suffix("").joinpath("checkpoint.pt").exists()
+
+
 # ---- signals
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP]

@@ -46,10 +46,12 @@ def flat(*networks):
     return torch.cat([value.flatten() for network in networks for value in network.state_dict().values()])
 
 
-@pytest.mark.parametrize("method", ["between:1", "ta:1"])
-def test_a_run_keeps_its_anchors_and_spends_its_exact_budget(method, tmp_path, demo_dir, monkeypatch):
+@pytest.mark.parametrize(
+    ("method", "column"), [("bc_reg", "anchor"), ("between:1", "anchor"), ("ta:1", "previous_action")]
+)
+def test_a_run_keeps_its_anchors_and_spends_its_exact_budget(method, column, tmp_path, demo_dir, monkeypatch):
     """7 episodes of 20 steps and 31 updates in 3 cycles."""
-    script, deployed, updates, targets, online = parse(method)[0], [], [], [], []
+    script, deployed, updates, used, online = parse(method)[0], [], [], [], []
 
     def run_block(env_id, actor, sigma, stream, indices):
         if stream[:2] == (1, rollouts.DEPLOY):
@@ -58,13 +60,19 @@ def test_a_run_keeps_its_anchors_and_spends_its_exact_budget(method, tmp_path, d
 
     def recorded(args, agent, teacher, batch, progress):
         updates.append((*map(float, progress), flat(agent.bc_policy), flat(agent.previous_policy)))
-        targets.append(flat(agent.target_policy, agent.target_critic))
         online.append(flat(agent.policy, agent.critic))
+        held = agent.bc_policy if method == "bc_reg" else agent.previous_policy
+        torch.testing.assert_close(batch[column], held(batch["obs"]), rtol=0, atol=1e-5)
         return honest_gradients(args, agent, teacher, batch, progress)
 
-    honest_block, honest_gradients = rollouts.run_block, script.compute_gradients
+    def critic_loss(critic, target_policy, target_critic, batch):
+        used.append(flat(target_policy, target_critic))
+        return honest_loss(critic, target_policy, target_critic, batch)
+
+    honest_block, honest_gradients, honest_loss = rollouts.run_block, script.compute_gradients, script.critic_loss
     monkeypatch.setattr("common.workers.run_block", run_block)
     monkeypatch.setattr(script, "compute_gradients", recorded)
+    monkeypatch.setattr(script, "critic_loss", critic_loss)
     flags = TOY | {"env_id": LINE, "actor_steps": 145, "learner_steps": 31, "num_cycles": 3, "target_period": 4}
     run_dir = run_method(method, tmp_path / "run", demo_dir, **flags)
 
@@ -78,7 +86,8 @@ def test_a_run_keeps_its_anchors_and_spends_its_exact_budget(method, tmp_path, d
     assert all(torch.equal(policy, kept[cycle - 1]) for cycle, *_, policy in deployed)
     for n, (*_, clone, previous) in enumerate(updates):
         assert torch.equal(clone, kept[0]) and torch.equal(previous, kept[0 if n < 8 else 1 if n < 17 else 2])
-        assert torch.equal(targets[n], online[4 * (n // 4)])  # both, and the first from before learning
+        assert torch.equal(used[20 + n], online[4 * (n // 4)])  # both, and the first from before learning
+    assert [torch.equal(*pair) for pair in itertools.pairwise(used[:20])] == 4 * [True, True, True, False] + 3 * [True]
 
 
 def test_budgets_stay_true_where_episodes_end_early_with_any_number_of_workers(tmp_path, demo_dir):

@@ -260,19 +260,22 @@ def test_runs_that_differ_in_more_than_their_row_get_panels_of_their_own(loaded)
 
 def test_only_tasks_of_all_rows_are_averaged_and_the_others_told(loaded, capsys):
     panels = by_setting(run for key, run in loaded.items() if key[:2] != ("ta_qf", "walker-run"))
-    (group,) = plot.on_common_tasks("a figure", panels).values()
+    ((title, group),) = plot.on_common_tasks(panels, "a figure, ").items()
     assert {(run.method, run.env_id) for run in plot.flat(group)} == {("bc", "cheetah-run"), ("ta_qf", "cheetah-run")}
-    assert capsys.readouterr().err == "a figure: only cheetah-run; not all methods have runs on walker-run.\n"
+    said = f"a figure, {title}: only cheetah-run; not all methods have runs on walker-run.\n"
+    assert capsys.readouterr().err == said
     ends = [run for key, run in loaded.items() if key[:2] in (("bc", "cheetah-run"), ("ta_qf", "walker-run"))]
-    assert plot.on_common_tasks("a figure", by_setting(ends)) == {}
+    assert plot.on_common_tasks(by_setting(ends)) == {}
 
 
 def test_figures_of_the_paper(loaded, tmp_path, monkeypatch):
     run, drawn = loaded["bc", "cheetah-run", 0]._replace(num_cycles=4, budget=Budget(200_000, 25_000)), {}
+    headings = []
 
     def record(path, panels, heading):
         named = {title: {f"{run.method} {run.env_id}" for run in plot.flat(of)} for title, of in panels.items()}
         drawn[path.name.removesuffix("_scale_0.1.png")] = named
+        headings.append(heading)
 
     monkeypatch.setattr(plot, "draw_curves", record)
     everywhere = ("bc", "bc_reg", "ta:1", "ta:1,beta-decay")
@@ -282,8 +285,10 @@ def test_figures_of_the_paper(loaded, tmp_path, monkeypatch):
     given += [run._replace(budget=runs.PAPER)]  # bc alone is no comparison, nor is ta:1 in figure 6b
     plot.draw_paper(tmp_path, given)
     both = {"bc cheetah-run", "bc_reg cheetah-run"}
+    in_figure_4 = {"4 cycles, 2 tasks": both | {"bc a", "bc_reg a"}, "8 cycles, 1 task": {"bc cheetah-run"}}
+    assert headings[0] == "Figure 4, teacher expert, 10 % of the paper's budget: 2 tasks, seed 0, 1 to 2 runs a curve"
     assert drawn == {
-        "figure_4": {"4 cycles": both, "8 cycles": {"bc cheetah-run"}},
+        "figure_4": in_figure_4,
         "figure_6a": {"4 cycles": {"ta:1 cheetah-run", "ta_qf cheetah-run"}},
         "figure_7": {"4 cycles": {"tg:1 cheetah-run", "bc cheetah-run"}},
         "tasks_expert": {"a": {"bc a", "bc_reg a", "ta:1 a"}, "cheetah-run": both | drawn["figure_6a"]["4 cycles"]},
@@ -303,3 +308,17 @@ def test_what_a_panel_shows(loaded, tmp_path, drawn):
     shown = {name: list(lines[of.get_color()]) for name, of in zip(names, legend.legend_handles, strict=True)}
     mean = np.mean([run.returns for run in bc], axis=0)
     assert shown == {"bc": pytest.approx(mean), "ta_qf": [0] * 15, "teacher": [800, 800]}  # of both tasks' teachers
+    deviation = np.std([run.returns for run in bc], axis=0)
+    edges = axes.collections[names.index("bc") - 1].get_paths()[0].vertices[:, 1]
+    assert {round(y, 6) for y in edges} == {round(y, 6) for y in [*(mean - deviation), *(mean + deviation)]}
+    cycle = bc[0].report["cycles"][0]["learner_step"]
+    assert [line.get_xdata()[0] for line in axes.lines if line.get_color() == "0.88"] == [cycle]
+    assert axes.get_title() == "panel" and drawn[0].get_suptitle() == "heading"
+    assert [line.get_linestyle() for line in legend.legend_handles] == ["-", "-", "--"]
+    many = bc[0]._replace(steps=np.arange(200), returns=np.arange(200.0) % 2)
+    plot.draw_curves(tmp_path / "x.png", {"panel": {"tg:5": [many]}}, "heading")
+    smooth = drawn[1].axes[0].lines[0]
+    assert (
+        list(smooth.get_ydata()) == pytest.approx(plot.trailing_mean(many.returns, 10))
+        and smooth.get_linestyle() == "--"
+    )

@@ -43,6 +43,13 @@ def test_a_method_runs_and_says_what_it_did(method, runs):
     assert noisy == pytest.approx([np.mean(returns) for returns in deployed])
     assert [cycle["deployed"]["mean"] for cycle in content["cycles"]] == pytest.approx(noisy)
     assert all(-1 <= line["teacher/dqda_cosine"] <= 1 for line in started.values())
+    kept = {line["cycle"]: line for line in lines if "report/episodic_return" in line}
+    for cycle, level in enumerate([content["clone"]["return"], *(c["after_learning"] for c in content["cycles"])]):
+        found = [kept[cycle][f"report/{name}"] for name in ("episodic_return", "ci_low", "ci_high")]
+        assert found == pytest.approx([level["mean"], *level["ci95"]])
+    (scored,) = [line["teacher/episodic_return"] for line in lines if "teacher/episodic_return" in line]
+    assert scored == pytest.approx(content["teacher"]["return"]["mean"])
+    assert [line["learner_step"] for line in lines if "charts/SPS" in line] == [0, 30]
     states, gradients = QUERIES.get(method, (0, 0))
     states *= 1000 * sum(map(len, deployed))
     queries = {"states_annotated": states, "gradients_asked": gradients}
@@ -89,7 +96,8 @@ def test_a_run_clones_what_was_meant_and_its_replays_and_episodes_are_as_the_fla
         return honest_block(env_id, actor, sigma, stream, indices)
 
     def optimizer_step(network, optimizer, max_grad_norm):
-        steps.append((type(network).__name__, optimizer.param_groups[0]["lr"], max_grad_norm))
+        taken = int(optimizer.state[network.head.weight].get("step", 0))
+        steps.append((type(network).__name__, optimizer.param_groups[0]["lr"], max_grad_norm, taken))
         return honest_step(network, optimizer, max_grad_norm)
 
     replays = keep_replays(module, monkeypatch)
@@ -109,8 +117,10 @@ def test_a_run_clones_what_was_meant_and_its_replays_and_episodes_are_as_the_fla
     expected += [((7, rollouts.EVALUATE, n), 0.0, 3) for n in range(5)]  # at steps 0, 20, 40, 60 and 61
     expected += [((7, rollouts.DEPLOY, cycle), 0.4, 10) for cycle in (1, 2)]
     assert sorted(blocks) == sorted(expected)
-    assert steps[0] == ("Policy", 1e-3, 7)  # of 40 in cloning
-    assert steps[40:] == [("Critic", 2e-4, 7)] * 20 + [("Critic", 2e-4, 7), ("Policy", 2e-4, 7)] * 61
+    assert steps[0] == ("Policy", 1e-3, 7, 0)  # of 40 in cloning
+    assert steps[40:60] == [("Critic", 2e-4, 7, n) for n in range(20)]
+    learning = [(("Critic", 2e-4, 7, 20 + n), ("Policy", 2e-4, 7, n)) for n in range(61)]  # only the policy's is fresh
+    assert steps[60:] == [step for both in learning for step in both]
     snapshots = [files.load_torch(run_dir / f"cycle_{cycle:04d}" / "snapshot.pt", "snapshot") for cycle in range(3)]
     kept = [snapshot["policy"]["head.weight"] for snapshot in snapshots]
     assert torch.equal(evaluated[0], kept[0]) and torch.equal(evaluated[-1], kept[2])

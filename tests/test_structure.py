@@ -43,8 +43,18 @@ def test_common_never_imports_a_script():
 
 def test_nothing_refers_to_a_page_or_a_machine_that_is_not_here():
     pages = [ROOT / "README.md", *ROOT.glob("benchmark/**/*.md"), *ROOT.glob("study/**/*.md")]
-    links = [(page, link) for page in pages for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text())]
-    assert len(links) > 5 and [link for page, link in links if not (page.parent / link).exists()] == []
+    links = [(page, link) for page in pages for link in re.findall(r"\]\(([^):]+)\)", page.read_text())]
+
+    def leads_somewhere(page, link):
+        path, _, anchor = link.partition("#")
+        target = page.parent / path if path else page
+        heads = re.findall(r"^#+ (.*)", target.read_text(), re.MULTILINE) if anchor else []
+        return target.exists() and anchor in [
+            "",
+            *(re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads),
+        ]
+
+    assert len(links) > 5 and [link for page, link in links if not leads_somewhere(page, link)] == []
     kept = [*ROOT.glob("benchmark/results/**/*.json"), *ROOT.glob("study/results/**/*.json")]
     assert len(kept) > 10 and [path for path in kept if re.search('"/[a-z]+/', path.read_text())] == []
 
@@ -167,24 +177,27 @@ def begun(monkeypatch):
     parsing = threading.Lock()  # tyro isn't made for threads
     monkeypatch.setattr(sweep, "processors", lambda: 8)
 
-    def run(words, **_):
+    def ended(status):
+        return SimpleNamespace(wait=lambda: status)
+
+    def popen(words, **_):
         folder, script = Path(words[words.index("--run-dir") + 1]), importlib.import_module(Path(words[1]).stem)
         begun.names.append(folder.name)
         if folder.name in begun.failing:
-            return subprocess.CompletedProcess(words, begun.failing[folder.name])
+            return ended(begun.failing[folder.name])
         with parsing:
             args = tyro.cli(script.Args, args=words[2:])
         content = {"script": Path(words[1]).name, "args": vars(script.resolve(args, envs.spec(args.env_id)))}
         files.save_json(folder / "args.json", content)
         files.save_json(folder / "report.json", {})
-        return subprocess.CompletedProcess(words, 0)
+        return ended(0)
 
     def extract(folder):
         resolved = files.load_json(folder / "args.json", "arguments")["args"]
         return {"resolved": resolved, "report": {"name": "bc"}, "curve": {"learner_step": [], "return": []}}
 
     begun = SimpleNamespace(names=[], failing={}, drawn=[])
-    monkeypatch.setattr(sweep.subprocess, "run", run)
+    monkeypatch.setattr(sweep, "subprocess", SimpleNamespace(Popen=popen, STDOUT=subprocess.STDOUT))
     monkeypatch.setattr(sweep.plot, "main", lambda args: begun.drawn.append(args.runs))
     monkeypatch.setattr(sweep.runs, "extract", extract)
     return begun
@@ -208,6 +221,11 @@ def test_a_sweep_takes_over_what_is_finished_and_refuses_what_was_run_with_other
         sweep.main(args, ["--bc-steps", "10"])
     with pytest.raises(UserError, match="--parallel and --cpus-per-run must be at least 1"):
         sweep.main(dataclasses.replace(args, parallel=0), [])
+    for more in (["--seed", "7"], ["--num_cycles=8"]):
+        with pytest.raises(UserError, match=r"--(seed|num-cycles) after `--`: give the sweep's own flag before it"):
+            sweep.main(args, more)
+    shutil.rmtree(tmp_path / clone)
+    sweep.main(args, [])  # nobody needs it any more
     assert len(begun.names) == 3
 
 
@@ -283,7 +301,12 @@ def test_a_sweep_counts_the_processors_that_it_may_use(tmp_path, monkeypatch):
 def test_a_sweep_prints_the_commands_of_what_is_not_finished(tmp_path, begun, capsys):
     args = sweep.Args(methods=["bc"], output=tmp_path, seeds=(1,), scale=0.01)
     sweep.main(args, ["--eval-every", "7"])
-    begun.names.clear()
+    shutil.rmtree(tmp_path / "clone__cartpole-swingup__bc__expert__0.01__1")
+    sweep.main(dataclasses.replace(args, methods=["bc", "ta:1"], print=True), ["--eval-every", "7"])
+    clones, jobs = capsys.readouterr().out.rstrip("\n").split("\n\n")
+    assert re.findall(r"--run-dir \S+/(\w+?)__", clones) == ["clone"] and jobs.count("--run-dir") == 1
+    sweep.main(dataclasses.replace(args, methods=["bc", "bc_reg"]), ["--eval-every", "7"])  # makes the clone again
+    capsys.readouterr(), begun.names.clear()
     args = dataclasses.replace(args, methods=["bc", "ta:1"], print=True, cpus_per_run=3)
     sweep.main(args, ["--eval-every", "7"])
     python, script, *flags = shlex.split(capsys.readouterr().out)  # the clone is there, so it is one command
