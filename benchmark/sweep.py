@@ -41,8 +41,8 @@ sys.path.insert(0, str(ROOT))  # so that it runs from any folder
 import gbrl_d4pg  # noqa: E402
 from common import UserError, envs, files, launch  # noqa: E402
 
-OURS = {"--env-id", "--teacher", "--seed", "--scale", "--num-cycles", "--pretrained", "--run-dir", "--resume"}
-STARTED: list[subprocess.Popen] = []
+SET_HERE = {"--env-id", "--teacher", "--seed", "--scale", "--num-cycles", "--pretrained", "--run-dir", "--resume"}
+STARTED: list[subprocess.Popen] = []  # the runs on this machine, also those that have ended
 MAX_LOSSES = 10  # of nodes during one run, before the sweep gives the run up [ours]
 
 
@@ -171,8 +171,8 @@ def main(args: Args, more: list[str]) -> None:
     if args.parallel < 1 or args.cpus_per_run < 1:
         raise UserError("--parallel and --cpus-per-run must be at least 1.")
     flags = {word.partition("=")[0].replace("_", "-") for word in more}
-    if taken := sorted(flags & OURS):
-        raise UserError(f"{taken[0]} after `--`: give the sweep's own flag before it, which names the runs by it.")
+    if taken := sorted(flags & SET_HERE):
+        raise UserError(f"{taken[0]} after `--`: the sweep sets it for each run.")
     clones: dict[Path, list[str]] = {}
     finished: list[Path] = []
     jobs: dict[Path, list[str]] = {}

@@ -144,7 +144,7 @@ def run_name(args: Any, env: EnvSpec, method: Callable[[Any], str], resolve: Cal
     base, name = method(args), method(args)
     fields = {field.name: field.default for field in dataclasses.fields(args)}
     setting = {"env_id", "teacher", "seed", "num_cycles", "scale", "actor_steps", "learner_steps"}
-    setting |= {"buffer_size"}  # nothing is evicted
+    setting |= {"buffer_size"}  # nothing is evicted, so it changes no result
     said = {flag for flag, default in fields.items() if method(dataclasses.replace(args, **{flag: default})) != base}
     if "method" in fields:
         said.add("method")  # the name covers it even at its default

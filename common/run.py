@@ -385,7 +385,7 @@ class Run:
     def _score(self, path: Path, actor: Actor) -> list[float]:
         """Noise-free returns, cached in `path`; all cycles and methods get the same start seeds."""
         if not path.exists():
-            with self.timed("report episodes"), self._interrupt.later():
+            with self.timed("report episodes"), self._interrupt.later():  # `end_cycle` saves after it
                 stream, indices = (self.args.seed, rollouts.REPORT), range(self.args.report_episodes)
                 episodes = self._workers.episodes(actor, 0.0, stream, indices, f"scoring {path.parent.name}")
             returns = [episode.episodic_return for episode in episodes]

@@ -318,7 +318,5 @@ def test_what_a_panel_shows(loaded, tmp_path, drawn):
     many = bc[0]._replace(steps=np.arange(200), returns=np.arange(200.0) % 2)
     plot.draw_curves(tmp_path / "x.png", {"panel": {"tg:5": [many]}}, "heading")
     smooth = drawn[1].axes[0].lines[0]
-    assert (
-        list(smooth.get_ydata()) == pytest.approx(plot.trailing_mean(many.returns, 10))
-        and smooth.get_linestyle() == "--"
-    )
+    assert list(smooth.get_ydata()) == pytest.approx(plot.trailing_mean(many.returns, 10))
+    assert smooth.get_linestyle() == "--"
