@@ -154,7 +154,7 @@ def make_report(run_dir: Path, queries: dict[str, int], seconds: dict[str, float
         "script": content["script"],
         "teacher": teacher,
         "returns": "noise-free evaluations" if evaluations else "deployments, for nothing could be evaluated",
-        "clone": {"return": start} if has_clone and evaluations else None,
+        "clone": {"return": start, "from": args["pretrained"]} if has_clone and evaluations else None,
         "final": {"return": summarise(list(evaluations.values())[-1]) if evaluations else cycles[-1]["deployed"]},
         "cycles": cycles,
         "dip": dip(*curve(lines), start["mean"]) if has_clone and evaluations else None,

@@ -274,6 +274,7 @@ class Run:
         self.cycle, self.step = self.cycle + 1, self.step if self.cycle > 0 else 0  # 0: pre-training isn't counted
         if kept:
             self._save_checkpoint()
+            self._film()
 
     def _kept(self, cycle: int) -> bool:
         return cycle % self.args.keep_every == 0 or cycle == self.args.num_cycles
@@ -393,7 +394,7 @@ class Run:
         return files.load_json(path, "evaluation", files.REMAKE)["returns"]
 
     def _keep_policy(self, policy: torch.nn.Module, critic: torch.nn.Module) -> None:
-        """Save this cycle's policy as a snapshot, score it, and film it if asked to."""
+        """Save this cycle's policy as a snapshot, and score it."""
         folder = self.cycle_dir(self.cycle)
         metadata = {"cycle": self.cycle, "name": self.name, "seed": self.args.seed}
         metadata |= {"actor_step": self.actor_step, "learner_step": self.step if self.cycle > 0 else 0}
@@ -410,8 +411,13 @@ class Run:
         self.log(self.step, values)
         with self.timed("writing"):
             snapshots.save(folder / "snapshot.pt", self.env, policy, critic, metadata)
-        if self.args.capture_video:
-            evaluate.film([folder / "snapshot.pt"], folder / "video.gif")
+
+    def _film(self) -> None:
+        """Film the kept policies that have no film yet, if asked to; a later call makes up for an interrupted one."""
+        with self.timed("filming"):
+            for path in report.by_cycle(self.dir, "snapshot.pt").values() if self.args.capture_video else ():
+                if not path.with_name("video.gif").exists():
+                    evaluate.film([path], path.with_name("video.gif"))
 
     # ---- metrics and report
 
@@ -460,6 +466,7 @@ class Run:
             if self.args.annotate == "elsewhere":
                 states = [files.load_arrays(path, "states") for path in sorted(self.dir.glob("cycle_*/states.npz"))]
                 queries["states_annotated"] = sum(len(found["index"]) for found in states)
+            self._film()
             report.make_report(self.dir, queries, self._stopwatch.seconds)
             picture = report.draw_learning_curve(self.dir)
         self._metrics.finish_wandb()

@@ -94,6 +94,7 @@ def result(run_dir):
     times = ("wall_s", "charts/SPS", "charts/UPS")
     content["metrics"] = [{k: v for k, v in line.items() if k not in times} for line in metrics(run_dir)]
     content["report"] = {k: v for k, v in report(run_dir).items() if k not in ("seconds", "wall_s")}
+    (content["report"]["clone"] or {}).pop("from", None)  # a taken-over clone is as one that was made
     return content
 
 

@@ -93,11 +93,23 @@ def test_the_film_shows_the_first_scored_episodes_side_by_side(run_folder, tmp_p
     assert len(frames) > 5
 
 
-def test_a_run_films_its_kept_policies(tmp_path, demo_dir, monkeypatch):
-    films = []
+def test_a_run_films_its_kept_policies_and_goes_on_after_an_interrupted_film(tmp_path, demo_dir, monkeypatch):
+    films, interrupted = [], iter([True, False, True])
+
+    def film(paths, output):
+        films.append((*paths, output))
+        if next(interrupted, False):
+            raise KeyboardInterrupt
+        output.write_bytes(b"GIF")
+
     monkeypatch.setattr(evaluate, "check_can_film", lambda env_id: None)
-    monkeypatch.setattr(evaluate, "film", lambda *paths: films.append(paths))
-    flags = TOY | {"num_cycles": 3, "keep_every": 2, "eval_episodes": 0, "capture_video": True}
+    monkeypatch.setattr(evaluate, "film", film)
+    flags = TOY | {"num_cycles": 3, "keep_every": 2, "eval_episodes": 0, "capture_video": True, "checkpoint_every": 999}
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            run_method("bc", tmp_path / "run", demo_dir, **flags)
+        cycle = files.load_torch(tmp_path / "run" / "checkpoint.pt", "checkpoint")["cycle"]
+        assert films[-1][0].parent.name == f"cycle_{cycle - 1:04d}"  # its cycle has ended, and all of it is saved
     run_dir = run_method("bc", tmp_path / "run", demo_dir, **flags)
-    folders = [run_dir / f"cycle_000{cycle}" for cycle in (0, 2, 3)]
-    assert films == [([folder / "snapshot.pt"], folder / "video.gif") for folder in folders]
+    filmed = [run_dir / f"cycle_000{cycle}" for cycle in (0, 0, 2, 2, 3)]
+    assert films == [(folder / "snapshot.pt", folder / "video.gif") for folder in filmed]

@@ -226,6 +226,7 @@ def test_a_clone_that_is_taken_over_is_as_one_that_was_made(alone, tmp_path, dem
     assert end_everywhere("ta:1", args, renames=True) > 25
     assert differences(result(tmp_path / "second"), result(alone("ta:1"))) == []
     assert names(tmp_path / "second") == names(alone("ta:1"))
+    assert [report(run)["clone"]["from"] for run in (alone("ta:1"), tmp_path / "second")] == [None, "first"]
     shutil.rmtree("first")
     run_dir = run_method("tg:1", "third", "demos", pretrained="second", **TOY)
     assert differences(result(run_dir), result(alone("tg:1"))) == []
