@@ -46,7 +46,7 @@ class Args(launch.RunArgs):
     alpha_form: typing.Literal["zero_at_end", "plain"] = "zero_at_end"
     """(e^(-r n/T) - e^-r) / (1 - e^-r), which reaches 0, or e^(-r n/T), which doesn't [paper 4.2: reaches 0]"""
     alpha_per_cycle: bool = False
-    """restart alpha in every cycle, one reading of Algorithm 1's index j [paper 4.2: counts all learner steps]"""
+    """restart alpha in every cycle, one reading of Algorithm 1's index j [paper 3.3: counts all learner steps]"""
     # ---- shared by the four scripts
     env_id: str = "cartpole-swingup"
     """dm_control suite task as domain-task [paper 4.1 has six], a Gymnasium id, or your own FILE.py:Class [ours]"""
@@ -166,7 +166,7 @@ def torso(input_size: int, hidden: int = 256) -> nn.Sequential:
 def head(input_size: int, output_size: int, scale: float) -> nn.Linear:
     """Output layer: normal weights of variance scale / fan-in, then cut at two standard deviations; zero biases [Acme].
 
-    Acme's policy head has that variance after the cut: 12 % more deviation.
+    Acme's policy head has that variance after the cut: 14 % more deviation.
     """
     linear, std = nn.Linear(input_size, output_size), (scale / input_size) ** 0.5
     nn.init.trunc_normal_(linear.weight, std=std, a=-2 * std, b=2 * std)
@@ -386,7 +386,7 @@ def learn(
     args: Args, agent: Agent, teacher: Teacher | None, replay: Replay, run: Run, gradients: Callable,
     first: int, last: int,
 ) -> None:  # fmt: skip
-    """Take learner steps `first` to `last` - 1 on all batches so far. No GPU synchronisation except when logging."""
+    """Take learner steps `first` to `last` - 1 on all batches so far. No GPU synchronisation except to log or save."""
     for n in run.steps(first, last, "learning"):
         batch = replay.sample(args.batch_size, agent.sampler)
         fractions = n / args.learner_steps, (n - first) / (last - first)

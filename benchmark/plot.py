@@ -70,7 +70,7 @@ class Args:
     output: Path = Path("figures")
     """folder for curves.png and summary.csv, or for the paper's figures"""
     paper: bool = False
-    """draw the paper's figures 4 to 7 and one figure of all tasks, for each budget"""
+    """draw the paper's figures 4 to 7, and all tasks for each teacher, at each budget"""
 
 
 # ---- panels and methods

@@ -52,8 +52,8 @@ class FilesNeeded(Exception):
 
 
 def write(path: Path, episodes: Sequence[Mapping[str, Any]]) -> None:
-    """Write episodes as one file, each with obs (T + 1, .), action (T, .), reward (T,), discount (T,) and, if you like,
-    intended_action (T, .).
+    """Write episodes as one file, each with obs (T + 1, .), action (T, .), reward (T,), discount (T,) and, in all of
+    them or in none, intended_action (T, .).
 
     Raises:
         UserError: there are no episodes; an array is missing, or its shape contradicts its episode or the first one;
@@ -61,7 +61,8 @@ def write(path: Path, episodes: Sequence[Mapping[str, Any]]) -> None:
     """
     if not episodes:
         raise UserError(f"{path}: there are no episodes to write.")
-    names, parts = [name for name in COLUMNS if name != "intended_action" or name in episodes[0]], []
+    noisy = any("intended_action" in episode for episode in episodes)
+    names, parts = [name for name in COLUMNS if name != "intended_action" or noisy], []
     for i, episode in enumerate(episodes):
         try:
             parts.append({name: np.asarray(episode[name], np.float32) for name in names})

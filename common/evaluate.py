@@ -29,7 +29,7 @@ from common.workers import Workers
 
 ROOT = Path(__file__).resolve().parent.parent
 STREAM = 0x6576616C  # ASCII "eval"; a run's streams start with its seed, so only seed 1702257004 would clash
-HEIGHT, WIDTH, MAX_FRAMES = 240, 320, 250  # a GIF of 1 MB or less [ours]
+HEIGHT, WIDTH, MAX_FRAMES = 240, 320, 250  # a GIF of 1 MB or less for a snapshot [ours]
 PLAIN = {"shadow": False, "reflection": False}  # without a GPU these two take 60 % of the drawing time
 
 

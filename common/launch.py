@@ -139,7 +139,7 @@ def run_name(args: Any, env: EnvSpec, method: Callable[[Any], str], resolve: Cal
     """The method's name and, after commas, each flag that isn't at its default and that the name doesn't cover.
 
     A flag's default is what the script resolves for the same task, teacher, seed, cycles and budget. The name leaves
-    out inherited flags and those that only measure (`eval_*`, `report_*`).
+    out inherited flags, except --annotate-fraction, and those that only measure (`eval_*`, `report_*`).
     """
     base, name = method(args), method(args)
     fields = {field.name: field.default for field in dataclasses.fields(args)}
@@ -150,10 +150,11 @@ def run_name(args: Any, env: EnvSpec, method: Callable[[Any], str], resolve: Cal
         said.add("method")  # the name covers it even at its default
     same = {flag: getattr(args, flag) for flag in (setting | said) & fields.keys()}
     default = resolve(type(args)(**same), env)
+    left_out = INHERITED - {"annotate_fraction"}
     measuring = {flag for flag in fields if flag.startswith(("eval_", "report_"))}
     for flag in fields:  # in the order of the script
         value = getattr(args, flag)
-        if flag not in said | setting | measuring | INHERITED and value != getattr(default, flag):
+        if flag not in said | setting | measuring | left_out and value != getattr(default, flag):
             number = f"{value:g}" if type(value) is float else value
             name += f",{flag.replace('_', '-')}" + ("" if value is True else f":{number}")
     return name
@@ -238,13 +239,14 @@ def launch(args_type: type, main: Callable[[Any], Path]) -> None:
 
 
 class Interrupt:
-    """Handles SIGINT, SIGTERM, SIGUSR1 and SIGHUP: the run finishes its step, saves everything and ends.
+    """Handles SIGINT, SIGTERM, SIGUSR1 and SIGHUP. It is true once a signal has arrived.
 
-    `message` says how to go on. The object is true once a signal has arrived.
+    The run looks at it where it can save everything, and then calls `check`. Inside `at_once` the run ends without
+    that, as it does at a second signal. `message` says how to go on.
     """
 
     def __init__(self, message: str) -> None:
-        self._message, self._number, self._busy, self._handlers = message, 0, False, {}
+        self._message, self._number, self._at_once, self._handlers = message, 0, False, {}
 
     def start(self) -> None:
         """Handle the signals: SIGHUP unless it is ignored, as under nohup, and none outside the main thread."""
@@ -269,17 +271,18 @@ class Interrupt:
             )
 
     @contextlib.contextmanager
-    def later(self) -> Iterator[None]:
-        """Inside the block, only remember a first signal, so that the run finishes a step or a file before it ends."""
-        self._busy = True
+    def at_once(self) -> Iterator[None]:
+        """End the run as soon as a signal arrives inside the block, or at its start if one has arrived before."""
+        before, self._at_once = self._at_once, True
         try:
+            self.check()
             yield
         finally:
-            self._busy = False
+            self._at_once = before
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        again, self._number = bool(self), number
-        if again or not self._busy:  # else the run itself calls `check` after its step
+        now, self._number = self._at_once or bool(self), number
+        if now:
             self.check()
 
 

@@ -61,7 +61,7 @@ class Metrics:
             values: 0-dim tensors and numbers under any keys; None is left out.
 
         Raises:
-            UserError: a value isn't finite.
+            UserError: a loss isn't finite.
         """
         tensors = [name for name, value in values.items() if isinstance(value, torch.Tensor)]
         if tensors:  # one transfer for all of them
@@ -162,8 +162,9 @@ def start_wandb(folder: Path) -> Any:
         "group": given("WANDB_RUN_GROUP", f"{task}, teacher {teacher}, {setting}, {name}"[:128]),
         "name": given("WANDB_NAME", folder.resolve().name[:128]),
         "dir": given("WANDB_DIR", str(folder)),
-        "job_type": "clone" if args["learner_steps"] == 1 else "run",  # sweep.py's clones learn for one step
-        "tags": [tag[:64] for tag in (task, name, teacher)],
+        # sweep.py's clones learn for one step
+        "job_type": given("WANDB_JOB_TYPE", "clone" if args["learner_steps"] == 1 else "run"),
+        "tags": [tag[:64] for tag in (task, name, teacher, *filter(None, given("WANDB_TAGS", "").split(",")))],
     }
     try:
         run = wandb.init(resume="allow", config=args | {"name": name}, **about)

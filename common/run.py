@@ -29,14 +29,16 @@ from common.rollouts import Actor, Episode
 from common.teachers import Teacher
 from common.workers import Workers, progress_bar
 
-PACKAGES = ("torch", "numpy", "dm-control", "mujoco")
+PACKAGES = ("torch", "numpy", "dm-control", "mujoco", "gymnasium")  # the last one is optional
 CHECKPOINT = "checkpoint.pt"
 
 
 def versions(script: Path) -> dict[str, str]:
     """What a reader needs to repeat a run: packages, machine, and the SHA-256 of the script and of `common/`."""
-    found = {name: importlib.metadata.version(name) for name in PACKAGES}
-    found |= {"python": platform.python_version(), "machine": platform.machine(), "system": platform.system()}
+    found = {"python": platform.python_version(), "machine": platform.machine(), "system": platform.system()}
+    for package in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
     names = {f"common/{path.name}": path for path in sorted(Path(__file__).parent.glob("*.py"))} | {script.name: script}
     return found | {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in names.items()}
 
@@ -211,7 +213,7 @@ class Run:
         self._workers.close()
         failed = kind is not None and not issubclass(kind, elsewhere.FilesNeeded)
         with contextlib.suppress(OSError):  # a full disk, which the run has already reported
-            self._metrics.close(int(failed), preempted=bool(self._interrupt))
+            self._metrics.close(int(failed), preempted=kind is KeyboardInterrupt)
         self._lock.release()
 
     # ---- restore, count, save
@@ -255,8 +257,7 @@ class Run:
                 self.step = step
                 if step > start and (self._interrupt or step % self.args.checkpoint_every == 0):
                     self._save_checkpoint()
-                with self._interrupt.later():
-                    yield step
+                yield step
                 bar.update()
         self.step, self._bar = max(last, start), None
         if self._interrupt:  # in the last step
@@ -284,7 +285,7 @@ class Run:
         with self.timed("waiting for evaluations"):
             self._metrics.save()
         self._check_finite()
-        with self._interrupt.later(), self.timed("writing"):
+        with self.timed("writing"):
             parts = {
                 n: p.get_state() if isinstance(p, torch.Generator) else p.state_dict() for n, p in self._parts.items()
             }
@@ -330,7 +331,7 @@ class Run:
             setting = self.env, args.demo_episodes, args.demo_sigma, Path(args.demo_dir)
             path = teachers.demonstrations_file(teacher, *setting)
         asked = teacher.action, args.demo_sigma, (int(teacher.sha256, 16),), range(args.demo_episodes)
-        with self.timed("demonstrations"):
+        with self.timed("demonstrations"), self._interrupt.at_once():
             if not path.exists():
                 files.save_arrays(path, **rollouts.pack(self._workers.episodes(*asked, "demonstrations")))
             episodes = rollouts.unpack(files.load_arrays(path, "demonstrations", files.REMAKE))
@@ -360,16 +361,20 @@ class Run:
             UserError: the policy or the environment returned invalid values.
         """
         folder, missing = self.cycle_dir(self.cycle), actor_steps - self.actor_step
-        with self.timed("deploying"):
-            if not (folder / "batch.npz").exists():
-                if self.args.deploy == "elsewhere":
-                    episodes = elsewhere.deployed(folder, policy, sigma, self.env, missing)
-                else:
-                    began, stream = time.perf_counter(), (self.args.seed, rollouts.DEPLOY, self.cycle)
-                    episodes = self._workers.steps(policy, sigma, stream, missing, f"cycle {self.cycle}, deploying")
-                    self._sps = rollouts.num_steps(episodes) / (time.perf_counter() - began)
-                files.save_arrays(folder / "batch.npz", **rollouts.pack(episodes))
-            return self._read_batch(self.cycle, policy, files.REMAKE)
+        try:
+            with self.timed("deploying"), self._interrupt.at_once():
+                if not (folder / "batch.npz").exists():
+                    if self.args.deploy == "elsewhere":
+                        episodes = elsewhere.deployed(folder, policy, sigma, self.env, missing)
+                    else:
+                        began, stream = time.perf_counter(), (self.args.seed, rollouts.DEPLOY, self.cycle)
+                        episodes = self._workers.steps(policy, sigma, stream, missing, f"cycle {self.cycle}, deploying")
+                        self._sps = rollouts.num_steps(episodes) / (time.perf_counter() - began)
+                    files.save_arrays(folder / "batch.npz", **rollouts.pack(episodes))
+                return self._read_batch(self.cycle, policy, files.REMAKE)
+        except (KeyboardInterrupt, elsewhere.FilesNeeded):
+            self._save_checkpoint()  # with --keep-every the last one may be some cycles old
+            raise
 
     def _read_batch(
         self, cycle: int, policy: torch.nn.Module | None, cure: str
@@ -386,7 +391,7 @@ class Run:
     def _score(self, path: Path, actor: Actor) -> list[float]:
         """Noise-free returns, cached in `path`; all cycles and methods get the same start seeds."""
         if not path.exists():
-            with self.timed("report episodes"), self._interrupt.later():  # `end_cycle` saves after it
+            with self.timed("report episodes"):
                 stream, indices = (self.args.seed, rollouts.REPORT), range(self.args.report_episodes)
                 episodes = self._workers.episodes(actor, 0.0, stream, indices, f"scoring {path.parent.name}")
             returns = [episode.episodic_return for episode in episodes]
@@ -414,9 +419,9 @@ class Run:
 
     def _film(self) -> None:
         """Film the kept policies that have no film yet, if asked to; a later call makes up for an interrupted one."""
-        with self.timed("filming"):
-            for path in report.by_cycle(self.dir, "snapshot.pt").values() if self.args.capture_video else ():
-                if not path.with_name("video.gif").exists():
+        for path in report.by_cycle(self.dir, "snapshot.pt").values() if self.args.capture_video else ():
+            if not path.with_name("video.gif").exists():
+                with self.timed("filming"), self._interrupt.at_once():
                     evaluate.film([path], path.with_name("video.gif"))
 
     # ---- metrics and report
@@ -455,7 +460,7 @@ class Run:
         Args:
             queries: teacher queries for annotations and learning; the metrics hold the others.
         """
-        with self.timed("report"):
+        with self.timed("report"), self._interrupt.at_once():
             self._metrics.flush(at_most=0)
             if self.teacher is not None:
                 self.score_teacher()  # again, if the file is lost

@@ -8,6 +8,8 @@ import pytest
 import torch
 from small import METHODS, ROOT, SMALL, differences, kill_at, result, words
 
+from common import launch
+
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 CUDA = torch.device("cuda")
 
@@ -27,6 +29,7 @@ def test_the_same_seed_gives_the_same_bytes_also_when_killed(method, compiled, t
 @pytest.mark.parametrize("method", pieces.METHODS)
 def test_nothing_waits_for_the_gpu_between_log_points(method):
     script, args = pieces.make_args(method, eval_every=10_000, batch_size=16, target_period=2)
+    launch.configure_torch(args)  # deterministic, as in a run
     agent, teacher = script.Agent(args, pieces.ENV, CUDA), pieces.make_teacher(CUDA)
     replay = pieces.make_replay(args, pieces.make_episode(), device=CUDA)
     script.annotate(args, replay, agent.bc_policy, agent.previous_policy, teacher)

@@ -129,6 +129,13 @@ def test_a_bad_episode_is_named(name, where, value, sentence, recorded, tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("i", (0, 1))
+def test_all_episodes_or_none_have_actions_before_noise(i, recorded, tmp_path):
+    del recorded[i]["intended_action"]
+    with pytest.raises(UserError, match=f"episode {i} lacks intended_action"):
+        elsewhere.write(tmp_path / "bad.npz", recorded)
+
+
 def test_a_file_that_does_not_fit_the_task_is_refused(recorded, tmp_path):
     path = tmp_path / "mine.npz"
     elsewhere.write(path, recorded)
@@ -159,6 +166,7 @@ def test_a_file_that_does_not_fit_the_task_is_refused(recorded, tmp_path):
 def test_a_whole_episode_more_than_asked_is_refused_and_fewer_are_told_and_made_up_for(tmp_path, demo_dir, capsys):
     """The first deployment brings one episode of two: its updates are half, the second is asked for three."""
     flags = {"env_id": LINE, "teacher": "none", "deploy": "elsewhere", "actor_steps": 80, "learner_steps": 60}
+    flags["keep_every"] = 2
     run_dir = tmp_path / "run"
 
     def asked(steps, cycle, bring):
@@ -175,6 +183,7 @@ def test_a_whole_episode_more_than_asked_is_refused_and_fewer_are_told_and_made_
     (run_dir / "cycle_0001" / "episodes.npz").unlink()
     asked(40, 1, bring=20)
     asked(60, 2, bring=60)
+    assert files.load_torch(run_dir / "checkpoint.pt", "checkpoint")["step"] == 15  # it waits with all that it learned
     run_method("bc", run_dir, demo_dir, **flags)
     assert "has 20 of 40 steps" in capsys.readouterr().out
     deployed = {line["cycle"]: line["learner_step"] for line in metrics(run_dir) if "deploy/episodic_return" in line}

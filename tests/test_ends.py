@@ -229,14 +229,20 @@ def interrupt():
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_a_signal_lets_a_step_finish_and_a_second_one_ends_at_once(number, interrupt):
+def test_a_signal_waits_for_the_run_but_not_a_second_one_or_where_it_can_end_at_once(number, interrupt):
+    sentence = f"interrupted by {number.name}; go on"
     interrupt.start()
-    with interrupt.later():
-        signal.raise_signal(number)
-        assert interrupt
-        with pytest.raises(KeyboardInterrupt, match=f"interrupted by {number.name}; go on") as raised:
-            signal.raise_signal(number)
+    assert not interrupt
+    signal.raise_signal(number)
+    assert interrupt
+    with pytest.raises(KeyboardInterrupt, match=sentence) as raised, interrupt.at_once():
+        raise AssertionError
     assert raised.value.args[1] == number
+    with pytest.raises(KeyboardInterrupt, match=sentence):
+        signal.raise_signal(number)
+    interrupt._number = 0
+    with pytest.raises(KeyboardInterrupt, match=sentence), interrupt.at_once():
+        signal.raise_signal(number)
     interrupt.stop()
     assert signal.getsignal(number) is signal.SIG_DFL
 

@@ -14,9 +14,11 @@ from pathlib import Path
 import pytest
 import torch
 from small import FILE, TOY, differences, live, make_args, own, report, result, run_method, script
+from tqdm import tqdm
 
-from common import UserError, envs, files, launch
+from common import UserError, envs, files, launch, snapshots
 from common import run as run_module
+from common.metrics import Metrics
 from common.run import Run
 from common.workers import Workers
 
@@ -91,24 +93,38 @@ def test_a_signal_saves_and_says_how_to_go_on_from_any_folder(tmp_path):
     assert list((tmp_path / "elsewhere").iterdir()) == []  # the demonstrations aren't made again
 
 
-def test_a_signal_while_a_policy_is_scored_loses_no_step(tmp_path, demo_dir, alone, monkeypatch):
-    module, args = make_args("ta:1", tmp_path / "run", demo_dir, **TOY, checkpoint_every=1000)
-    signalled = []
+@pytest.mark.parametrize(
+    ("owner", "name", "flags", "moments"),
+    [
+        (Workers, "episodes", {"num_cycles": 3}, [(0, 0), (1, 0), (4, 61)]),  # of demonstrations, then of scores
+        (Workers, "steps", {"keep_every": 5}, [(1, 0), (2, 32)]),  # of deployments
+        (Metrics, "save", {"checkpoint_every": 15}, [(0, 15), (0, 45), (1, 30)]),
+        (snapshots, "save", {}, [(1, 0), (3, 61)]),
+        (tqdm, "update", {}, [(0, 0), (0, 1), (0, 4)]),  # after demonstrations, then between two steps
+    ],
+)
+def test_a_signal_loses_no_step_wherever_it_comes(owner, name, flags, moments, tmp_path, demo_dir, monkeypatch):
+    flags = TOY | {"checkpoint_every": 1000} | flags
+    expected = result(run_method("ta:1", tmp_path / "alone", demo_dir, **flags))
+    module, args = make_args("ta:1", tmp_path / "run", tmp_path / "demos", **flags)
+    calls_left, honest = [], getattr(owner, name)
 
-    def episodes(workers, actor, sigma, stream, indices, desc, honest=Workers.episodes):
-        if desc.startswith("scoring") and not signalled:  # the first time in each life
-            signalled.append(desc)
-            signal.raise_signal(signal.SIGTERM)
-        return honest(workers, actor, sigma, stream, indices, desc)
+    def signal_at_last(*arguments, **named):
+        if calls_left:
+            calls_left.pop()
+            if not calls_left:
+                signal.raise_signal(signal.SIGTERM)
+        return honest(*arguments, **named)
 
-    monkeypatch.setattr(Workers, "episodes", episodes)
-    for moment in ((1, 0), (2, 32), (3, 61)):
-        signalled.clear()
+    monkeypatch.setattr(owner, name, signal_at_last)
+    for life, moment in enumerate(moments):  # the first is ended at the first call, the second at its second
+        calls_left.extend([name] * (life + 1))
         with pytest.raises(KeyboardInterrupt):
             module.main(args)
-        content = files.load_torch(tmp_path / "run" / "checkpoint.pt", "checkpoint")
+        path = tmp_path / "run" / "checkpoint.pt"
+        content = files.load_torch(path, "checkpoint") if path.exists() else {"cycle": 0, "step": 0}
         assert (content["cycle"], content["step"]) == moment
-    assert differences(result(module.main(args)), result(alone("ta:1"))) == []
+    assert differences(result(module.main(args)), expected) == []
 
 
 def test_a_checkpoint_counts_no_line_that_a_crash_of_the_machine_could_lose(tmp_path, demo_dir, monkeypatch):
@@ -189,11 +205,12 @@ def test_other_code_or_packages_are_named_and_booked(stopped, tmp_path, demo_dir
     shutil.copytree(Path(run_module.__file__).parent, tmp_path / "common")
     monkeypatch.setattr(run_module, "__file__", str(tmp_path / "common" / "run.py"))
     (tmp_path / "common" / "new.py").touch()
-    version = importlib.metadata.version
-    monkeypatch.setattr(importlib.metadata, "version", lambda name: "1.0" if name == "numpy" else version(name))
+    version, new = importlib.metadata.version, ("numpy", "gymnasium")
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.1" if name in new else version(name))
     (changes,) = report(module.main(args))["changes"]
-    assert changes == {"numpy": [version("numpy"), "1.0"], "common/new.py": [None, hashlib.sha256(b"").hexdigest()]}
-    assert "warning: numpy, common/new.py changed since this run was started" in capsys.readouterr().out
+    packages = {name: [version(name), "0.1"] for name in new}
+    assert changes == packages | {"common/new.py": [None, hashlib.sha256(b"").hexdigest()]}
+    assert "warning: numpy, gymnasium, common/new.py changed since this run was started" in capsys.readouterr().out
 
 
 def test_a_folder_in_use_is_refused(tmp_path, demo_dir):

@@ -104,6 +104,7 @@ def another(field, hint):
 
 MADE_UP = EnvSpec("made-up", 3, 2, 1_000)
 UNSAID = launch.INHERITED | {"env_id", "teacher", "seed", "num_cycles", "scale", "actor_steps", "learner_steps"}
+UNSAID -= {"annotate_fraction"}
 UNSAID |= {"eval_every", "eval_episodes", "report_episodes", "buffer_size", "method", "decay_rate"}
 
 
