@@ -23,7 +23,7 @@ QUERIES, SECONDS = {"states_annotated": 7, "gradients_asked": 9}, {"learning": 2
 def write_run(run_dir, evaluations, deployed, returns, teacher, method="bc", env_id="cheetah-run", seed=3):
     """Write raw files and the report: `evaluations` and `deployed` {cycle: returns}, and `returns` every 100 steps."""
     args = {"actor_steps": 800 * (len(returns) - 1), "learner_steps": 100 * (len(returns) - 1)}
-    args |= {"env_id": env_id, "seed": seed, "num_cycles": max(evaluations), "teacher": "expert"}
+    args |= {"env_id": env_id, "seed": seed, "num_cycles": max(evaluations), "teacher": "expert", "pretrained": None}
     content = {"script": "gbrl_d4pg.py", "name": method, "teacher_sha256": "ab12", "args": args}
     files.save_json(run_dir / "args.json", content)
     files.save_json(run_dir / "versions.json", {"python": "3", "changes": [{"torch": ["1", "2"]}]})
