@@ -241,8 +241,8 @@ def launch(args_type: type, main: Callable[[Any], Path]) -> None:
 class Interrupt:
     """Handles SIGINT, SIGTERM, SIGUSR1 and SIGHUP. It is true once a signal has arrived.
 
-    The run looks at it where it can save everything, and then calls `check`. Inside `at_once` the run ends without
-    that, as it does at a second signal. `message` says how to go on.
+    The run looks at it where it can save everything, and then calls `check`. A signal inside `at_once`, or a second
+    one, doesn't wait for that. `message` says how to go on.
     """
 
     def __init__(self, message: str) -> None:

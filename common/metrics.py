@@ -164,7 +164,7 @@ def start_wandb(folder: Path) -> Any:
         "dir": given("WANDB_DIR", str(folder)),
         # sweep.py's clones learn for one step
         "job_type": given("WANDB_JOB_TYPE", "clone" if args["learner_steps"] == 1 else "run"),
-        "tags": [tag[:64] for tag in (task, name, teacher, *filter(None, given("WANDB_TAGS", "").split(",")))],
+        "tags": [tag[:64] for tag in dict.fromkeys((task, name, teacher, *given("WANDB_TAGS", "").split(","))) if tag],
     }
     try:
         run = wandb.init(resume="allow", config=args | {"name": name}, **about)

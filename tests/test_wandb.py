@@ -87,13 +87,14 @@ def test_the_sweep_of_figure_6_runs_as_wandb_starts_it(tmp_path):
         command += words[word[2:-1]] if word.startswith("${") else [word]
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     named = {"WANDB_PROJECT": "mine", "WANDB_RUN_GROUP": "together", "WANDB_NAME": "one"}
-    named |= {"WANDB_TAGS": "a,b", "WANDB_JOB_TYPE": "probe"}
+    named |= {"WANDB_TAGS": "a,expert,b", "WANDB_JOB_TYPE": "probe"}
     done = call(command, tmp_path, WANDB_RUN_ID="abcd1234", PATH=path, **named)
     assert done.returncode == 0, done.stderr
     (path,) = tmp_path.glob("runs/figure_6/abcd1234/wandb/offline-run-*/*.wandb")
     (run,) = [record.run for record in records(path.read_bytes()) if record.HasField("run")]
     assert (run.project, run.run_group, run.display_name) == ("mine", "together", "one")
-    assert run.job_type == "probe" and {"pendulum-swingup", "a", "b"} < set(run.tags)
+    assert run.job_type == "probe" and len(run.tags) == 5  # each once
+    assert {"pendulum-swingup", "expert", "a", "b"} < set(run.tags)
     axes = [record.metric for record in records(path.read_bytes()) if record.HasField("metric")]
     found = {(axis.glob_name or axis.name, axis.step_metric) for axis in axes}
     assert found >= {("*", "learner_step"), ("losses/bc_loss", "pretrain_step")}
