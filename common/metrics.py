@@ -11,6 +11,7 @@ import math
 import os
 import secrets
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -101,8 +102,7 @@ class Metrics:
         with files.writing(self._path):
             self._file.write(data)
             self._file.flush()
-        if self._wandb is not None:
-            send(self._wandb, [data], self.lines)
+        self._mirror(lambda run: send(run, [data], self.lines))
         self.lines += 1
         if not sys.stderr.isatty():  # no progress bar shows that the run is alive
             step = f"pretrain step {line['pretrain_step']}" if line["cycle"] == 0 else f"step {line['learner_step']}"
@@ -115,16 +115,24 @@ class Metrics:
 
     def finish_wandb(self) -> None:
         """Send the report of a finished run, if it is tracked."""
-        if self._wandb is not None:
-            send_report(self._wandb, self._path.parent)
+        self._mirror(lambda run: send_report(run, self._path.parent))
 
     def close(self, exit_code: int, preempted: bool) -> None:
         """Close the file, and wandb's run."""
         self._file.close()
+        if preempted:
+            self._mirror(lambda run: run.mark_preempting())
+        self._mirror(lambda run: run.finish(exit_code=exit_code))
+
+    def _mirror(self, do: Callable[[Any], None]) -> None:
+        """Call `do` with wandb's run, if there is one. When wandb fails, as if killed, the run goes on without it."""
         if self._wandb is not None:
-            if preempted:
-                self._wandb.mark_preempting()
-            self._wandb.finish(exit_code=exit_code)
+            try:
+                do(self._wandb)
+            except Exception as error:
+                self._wandb = None
+                again = f"python -m common.metrics {self._path.parent}"
+                tqdm.write(f"warning: wandb failed ({error!r}); send it the rest with: {again}")
 
 
 # ---- wandb, a mirror of a run's folder

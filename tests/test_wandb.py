@@ -10,9 +10,11 @@ from pathlib import Path
 
 import methods
 import yaml
-from small import ROOT, SMALL, TOY, make_args, metrics, report
+from small import ROOT, SMALL, TOY, differences, make_args, metrics, report, result, run_method
 from wandb.proto.wandb_internal_pb2 import Record
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
+
+from common import metrics as metrics_module
 
 
 def records(data):
@@ -69,6 +71,15 @@ def test_after_a_kill_wandb_gets_every_line_once_and_with_its_number(tmp_path, s
     assert all(len(tag) <= 64 for tag in run.tags)  # wandb takes no longer ones
     summaries = [str(record.summary) for record in records(path.read_bytes()) if record.HasField("summary")]
     assert json.dumps(report(run_dir)["name"]) in "".join(summaries).replace('\\"', '"')
+
+
+def test_a_run_goes_on_when_wandb_fails(alone, tmp_path, demo_dir, monkeypatch, capsys):
+    monkeypatch.setattr(metrics_module, "check_login", lambda: None)
+    monkeypatch.setattr(metrics_module, "start_wandb", lambda folder: object())  # has none of wandb's methods
+    run_dir = run_method("bc", tmp_path / "run", demo_dir, track=True, **TOY)
+    assert differences(result(run_dir), result(alone("bc"))) == []
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: wandb failed")]
+    assert len(said) == 1 and said[0].endswith(f"python -m common.metrics {run_dir}")
 
 
 def test_the_sweep_of_figure_6_runs_as_wandb_starts_it(tmp_path):
