@@ -194,6 +194,8 @@ def main(args: Args, more: list[str]) -> None:
         short = ["--num-cycles", "1", "--actor-steps", episode, "--learner-steps", "1"]
         if not (args.output / name / "report.json").exists():  # else nobody needs its clone
             clones[folder] = [*methods.command(clone), *shared, *short]
+        if jobs.get(args.output / name, words) != words:  # two files of one name
+            raise UserError(f"two different runs would be {args.output / name}: give another name to a file.")
         jobs[args.output / name], clone_by_job[args.output / name] = words, folder
     for folder, words in (clones | jobs).items():
         if (folder / "report.json").exists():  # here, because tyro isn't thread-safe
@@ -227,7 +229,11 @@ def main(args: Args, more: list[str]) -> None:
                     reason = f" ({type(error).__name__}: {error})" if error else ""
                     tqdm.write(f"failed: {folder}{reason}, see {folder}.log and its clone's")
                 elif args.results is not None:
-                    runs.save(folder, args.results / f"{folder.name}.json")
+                    try:
+                        runs.save(folder, args.results / f"{folder.name}.json")
+                    except UserError as error:
+                        failed.append(folder)
+                        tqdm.write(f"not kept: {error}")
         except BaseException:  # such as Ctrl-C, which reaches the runs too: begin no others
             pool.shutdown(cancel_futures=True)
             raise

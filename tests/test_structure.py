@@ -19,6 +19,7 @@ import sweep
 import tyro
 from pieces import SCRIPTS, parse
 from shared_text import ROOT, TRUNK, VARIANTS, parts, repaired
+from small import own
 
 from common import UserError, envs, files, launch
 from common.envs import EnvSpec
@@ -268,6 +269,7 @@ def test_the_campaign_goes_on_from_the_runs_that_are_kept(tmp_path, begun):
 
 
 def test_a_sweep_with_a_failed_run_runs_the_others_and_fails(tmp_path, begun):
+    """Also if what it keeps of a run can't be written."""
     begun.failing["cartpole-swingup__bc__expert__4__0.01__1"] = 75
     begun.failing["clone__cartpole-swingup__bc__expert__0.01__2"] = -9
     with pytest.raises(SystemExit, match="3 of 4 runs failed; start this again"):
@@ -275,6 +277,19 @@ def test_a_sweep_with_a_failed_run_runs_the_others_and_fails(tmp_path, begun):
     assert (tmp_path / "cartpole-swingup__bc_reg__expert__4__0.01__1" / "report.json").exists()
     assert not [name for name in begun.names if not name.startswith("clone") and name.endswith("2")]
     assert begun.drawn == []
+    (tmp_path / "kept").touch()  # no folder
+    begun.failing.clear()
+    with pytest.raises(SystemExit, match="4 of 4 runs failed; start this again"):
+        sweep.main(sweep.Args(["bc", "bc_reg"], tmp_path, seeds=(1, 2), scale=0.01, results=tmp_path / "kept"), [])
+    assert (tmp_path / "cartpole-swingup__bc_reg__expert__4__0.01__2" / "report.json").exists()
+
+
+def test_a_sweep_refuses_two_runs_of_one_name(tmp_path, begun):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+    mine = tuple(own(tmp_path / folder, "Point", "") for folder in ("a", "b"))
+    with pytest.raises(UserError, match=r"two different runs would be .*: give another name to a file"):
+        sweep.main(sweep.Args(["bc"], tmp_path, env_ids=mine, seeds=(1,), scale=0.01), [])
 
 
 def test_a_sweep_counts_the_processors_that_it_may_use(tmp_path, monkeypatch):
