@@ -190,7 +190,9 @@ def _gymnasium(env_id: str) -> Any:
         raise UserError(f"--env-id {env_id} needs Gymnasium: pip install gymnasium") from error
     try:
         return gymnasium.make(env_id, disable_env_checker=True)
-    except (gymnasium.error.Error, ImportError) as error:
+    except ImportError as error:
+        raise UserError(f"--env-id {env_id}: {error}; install what it needs, such as gymnasium[mujoco].") from error
+    except gymnasium.error.Error as error:
         raise UserError(f"--env-id {env_id}: {' '.join(str(error).split())}") from error
 
 

@@ -125,7 +125,7 @@ def run_block(env_id: str, actor: Actor, sigma: float, stream: tuple[int, ...], 
         reset_seed, noise_seed = episode_seeds(stream, i)
         env.reset(reset_seed, obs[0, row])
         noise[:, row] = exploration_noise(noise_seed, sigma, length, action_size)
-    with one_thread(), torch.inference_mode():
+    with one_thread(), torch.no_grad():  # a teacher of your own may need gradients
         running = list(zip(rows, envs, strict=True))
         for t in range(length):
             wanted = _act(actor, obs[t], env_spec)
@@ -163,4 +163,4 @@ def _act(actor: Actor, obs: np.ndarray, env: EnvSpec) -> np.ndarray:
     action, name = actor(torch.from_numpy(obs)), type(getattr(actor, "__self__", actor)).__name__
     if action.shape != (BLOCK, env.action_size):
         raise UserError(f"{name} returned actions of shape {tuple(action.shape)}, expected {(BLOCK, env.action_size)}.")
-    return check_action(action, name).numpy()
+    return check_action(action, name).detach().numpy()

@@ -143,7 +143,7 @@ class Run:
                 raise UserError(f"--run-dir {self.dir} is neither empty nor a run.")
         else:
             launch.saved_args(type(args), self.dir)  # refuses another script's run
-            self._refuse_another(self.dir, launch.FREE_FLAGS)
+            self._refuse_another(self.dir, launch.FREE_FLAGS, "start in a new folder")
             self._note_changes()
             for folder in (self.dir, *self.dir.glob("cycle_*")):
                 files.remove_leftovers(folder)
@@ -165,8 +165,8 @@ class Run:
         again = shlex.join(["python", str(self._script), "--resume", str(self.dir.resolve())])
         self._interrupt = launch.Interrupt(f"go on with: {again}")
 
-    def _refuse_another(self, folder: Path, may_differ: set[str]) -> None:
-        """Raise UserError if a flag, task or teacher of the run in `folder` differs from this one's."""
+    def _refuse_another(self, folder: Path, may_differ: set[str], cure: str) -> None:
+        """Raise UserError with the `cure` if a flag, task or teacher of the run in `folder` differs from this one's."""
         other = files.load_json(folder / "args.json", "arguments")
         # Your own files are compared by content, not by path.
         mine, theirs = (
@@ -175,7 +175,7 @@ class Run:
         )
         if found := launch.difference(dataclasses.replace(self.args, **mine), other["args"] | theirs, may_differ):
             flag, now, before = found
-            raise UserError(f"{folder} was started with {flag} {before}, not {now}; start in a new folder.")
+            raise UserError(f"{folder} was started with {flag} {before}, not {now}; {cure}.")
 
     def _note_changes(self) -> None:
         """Print and record which code and packages have changed since the run was started."""
@@ -197,7 +197,7 @@ class Run:
         checkpoint = source / "cycle_0000" / CHECKPOINT
         if not checkpoint.exists():
             raise UserError(f"--pretrained {source}: it holds no run that has finished its pre-training.")
-        self._refuse_another(source, launch.INHERITED | launch.CYCLES_AND_BUDGET)
+        self._refuse_another(source, launch.INHERITED | launch.CYCLES_AND_BUDGET, "give --pretrained another run")
         lines = files.load_torch(checkpoint, "checkpoint")["lines"]
         found = [path for path in [*(source / "cycle_0000").glob("[!.]*"), source / "teacher.json"] if path.is_file()]
         content = {str(path.relative_to(source)): path.read_bytes() for path in found}
@@ -260,7 +260,7 @@ class Run:
                 yield step
                 bar.update()
         self.step, self._bar = max(last, start), None
-        if self._interrupt:  # in the last step
+        if self._interrupt and start < last:  # in the last step
             self._save_checkpoint()
 
     def end_cycle(self, policy: torch.nn.Module, critic: torch.nn.Module) -> None:
@@ -470,7 +470,9 @@ class Run:
                     self._score(path, snapshots.load(path.with_name("snapshot.pt"), torch.device("cpu")).action)
             if self.args.annotate == "elsewhere":
                 states = [files.load_arrays(path, "states") for path in sorted(self.dir.glob("cycle_*/states.npz"))]
-                queries["states_annotated"] = sum(len(found["index"]) for found in states)
+                asked_here = not isinstance(self.teacher, teachers.Recorded)  # about --demos-in-replay
+                here = queries["states_annotated"] - self.actor_step if asked_here else 0
+                queries["states_annotated"] = here + sum(len(found["index"]) for found in states)
             self._film()
             report.make_report(self.dir, queries, self._stopwatch.seconds)
             picture = report.draw_learning_curve(self.dir)

@@ -69,6 +69,8 @@ def main(args: Args) -> None:
     """Find out what the run waits for, and bring it. Raises UserError if it waits for nothing."""
     if not (args.run_dir / "waiting.json").exists():
         raise UserError(f"{args.run_dir} waits for nothing: --resume it.")
+    torch.set_num_threads(1)  # as in the run, to the last bit
+    torch.set_flush_denormal(True)
     request = json.loads((args.run_dir / "waiting.json").read_text())
     run_args = json.loads((args.run_dir / "args.json").read_text())["args"]
     folder = args.run_dir / request["folder"]

@@ -84,12 +84,10 @@ class Follower:
 
     def __call__(self, obs: torch.Tensor) -> torch.Tensor:
         """obs (B, obs_size) -> action (B, action_size)."""
-        with torch.inference_mode(False):  # it needs gradients
-            obs = obs.clone()
-            action = self.teacher.action(obs)
-            for step in range(self.steps):
-                length = 2 * self.reach / self.steps * (1 - step / self.steps) * action.shape[-1] ** 0.5
-                action = (action + length * F.normalize(self.teacher.action_gradient(obs, action))).clamp(-1, 1)
+        action = self.teacher.action(obs)
+        for step in range(self.steps):
+            length = 2 * self.reach / self.steps * (1 - step / self.steps) * action.shape[-1] ** 0.5
+            action = (action + length * F.normalize(self.teacher.action_gradient(obs, action))).clamp(-1, 1)
         return action
 
 

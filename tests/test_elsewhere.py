@@ -41,6 +41,12 @@ def test_what_comes_from_elsewhere_gives_the_run_that_a_simulator_gives(alone, t
         other.main(other.Args(there, TOY["teacher"]))
 
 
+def test_demonstrations_in_the_replay_are_annotated_here_and_counted(tmp_path, demo_dir):
+    here = run_method("ta:1", tmp_path / "here", demo_dir, **TOY, demos_in_replay=True)
+    there, _ = run_elsewhere("ta:1", tmp_path / "run", demo_dir, annotate="elsewhere", demos_in_replay=True)
+    assert differences(result(there), result(here)) == []
+
+
 def test_a_share_of_the_states_is_annotated_and_counted(tmp_path, demo_dir):
     there, _ = run_elsewhere("ta_qf", tmp_path / "run", demo_dir, annotate="elsewhere", annotate_fraction=0.25)
     counts = []

@@ -77,6 +77,9 @@ def test_a_gymnasium_task_that_does_not_fit_is_one_sentence(monkeypatch):
     ):
         with pytest.raises(UserError, match=sentence):
             envs.spec(task)
+    monkeypatch.setitem(sys.modules, "gymnasium.envs.mujoco.hopper_v5", None)
+    with pytest.raises(UserError, match=r"--env-id Hopper-v5: .*; install what it needs, such as gymnasium\[mujoco\]"):
+        envs.Env("Hopper-v5")
     monkeypatch.setitem(sys.modules, "gymnasium", None)
     with pytest.raises(UserError, match="--env-id Swimmer-v5 needs Gymnasium: pip install gymnasium"):
         envs.Env("Swimmer-v5")

@@ -6,11 +6,13 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
-from small import CPU, ROOT, SMALL, TOY, differences, kill_at, make_args, metrics, report, result, words
+import toy
+from small import CPU, LINE, ROOT, SMALL, TOY, differences, kill_at, make_args, metrics, own, report, result, words
 
-from common import UserError, envs, evaluate, files, snapshots, teachers
+from common import UserError, envs, evaluate, files, rollouts, snapshots, teachers
 
 FORKS = {  # patterns and what they become
     "another activation": {r"nn.ELU\(\)": "nn.ReLU()"},
@@ -101,3 +103,20 @@ def test_a_method_of_ones_own_takes_three_places_and_a_line_of_the_table(tmp_pat
     subprocess.run(resume, cwd=tmp_path, check=True, capture_output=True)
     assert report(tmp_path / "run")["name"].startswith("quiet,action-weight:0.5")
     assert any("losses/action_size" in line for line in metrics(tmp_path / "run"))
+
+
+CLIMBER = """
+class Climber(Pusher):
+    def action(self, obs):
+        with torch.enable_grad():
+            action = torch.zeros(len(obs), 1, requires_grad=True)
+            height = -(action - super().action(obs)).square().sum()
+            return action + torch.autograd.grad(height, action)[0] / 2
+"""
+
+
+def test_a_teacher_of_ones_own_may_take_gradients(tmp_path):
+    climber, pusher = own(tmp_path, "Climber", CLIMBER), toy.Pusher(None, None)
+    actors = teachers.load(climber, envs.spec(LINE), "actions", CPU).action, pusher.action
+    played = [rollouts.run_block(LINE, actor, 0.3, (5,), range(3)) for actor in actors]
+    assert all(map(np.array_equal, *(rollouts.pack(episodes).values() for episodes in played)))

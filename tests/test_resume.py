@@ -19,6 +19,7 @@ from tqdm import tqdm
 from common import UserError, envs, files, launch, snapshots
 from common import run as run_module
 from common.metrics import Metrics
+from common.replay import Replay
 from common.run import Run
 from common.workers import Workers
 
@@ -101,6 +102,7 @@ def test_a_signal_saves_and_says_how_to_go_on_from_any_folder(tmp_path):
         (Metrics, "save", {"checkpoint_every": 15}, [(0, 15), (0, 45), (1, 30)]),
         (snapshots, "save", {}, [(1, 0), (3, 61)]),
         (tqdm, "update", {}, [(0, 0), (0, 1), (0, 4)]),  # after demonstrations, then between two steps
+        (Replay, "annotate", {"num_cycles": 3, "learner_steps": 3}, [(0, 1), (2, 0)]),  # in a cycle without an update
     ],
 )
 def test_a_signal_loses_no_step_wherever_it_comes(owner, name, flags, moments, tmp_path, demo_dir, monkeypatch):
@@ -255,7 +257,8 @@ def test_a_clone_of_another_run_is_refused(alone, tmp_path, demo_dir):
     (tmp_path / "damaged" / "metrics.jsonl").write_text("cycle\n")
     other = {"teacher": str(alone("bc") / "cycle_0001" / "snapshot.pt")}
     for source, flags, sentence in (
-        (alone("bc"), {"seed": 2}, "--seed 1, not 2"),
+        (alone("bc"), {"seed": 2}, "--seed 1, not 2; give --pretrained another run"),
+        (alone("ta_qf"), {}, "--method ta_qf, not ta"),
         (alone("bc"), {"bc_steps": 41}, "--bc-steps 40, not 41"),
         (alone("bc"), other, "--teacher of SHA-256 .*, not of "),
         (tmp_path / "unfinished", {}, "no run that has finished its pre-training"),
