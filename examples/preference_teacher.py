@@ -7,9 +7,9 @@ The first command collects answers: in states of the teacher's own noisy episode
 teacher's action. Here the shipped expert's critic answers, and a share of the answers is wrong; replace `answer` to ask
 a person. The command fits a model of (s, a) that gives the preferred action the higher value (Bradley and Terry 1952),
 and saves it beside this file. In the second command, the model's gradient with respect to the action is the teacher's.
-At its end the first command prints how often the model agrees with the critic on new pairs, and the return of following
-its gradient as far as the questions reached, and further. study/results/preferences has these numbers, and their effect
-in a run.
+At its end the first command prints how often the model agrees with the critic on new pairs, and the return of
+following its gradient as far as the standard deviation of the questions, and further. study/results/preferences has
+these numbers, and their effect in a run.
 """
 
 import contextlib

@@ -376,7 +376,7 @@ def to_markdown(of: dict[str, list[Run]]) -> str:
     judged = {title: {claim: judge(claim, loaded) for claim in CLAIMS} for title, loaded in of.items()}
     lines = [[c.name, c.text, *(in_words(c, *judged[title][c]) for title in of)] for c in CLAIMS]
     text = [table(["claim", "what the paper says", *of], lines)]
-    text.append("Behind a comma: the claim for another reading of the paper, as the methods are named.")
+    text.append("After a comma: the claim for another reading of the paper, as the methods are named.")
     for title, claims in judged.items():
         lines = []
         for claim, (_, outcomes) in claims.items():
