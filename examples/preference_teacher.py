@@ -8,8 +8,8 @@ teacher's action. Here the shipped expert's critic answers, and a share of the a
 a person. The command fits a model of (s, a) that gives the preferred action the higher value (Bradley and Terry 1952),
 and saves it beside this file. In the second command, the model's gradient with respect to the action is the teacher's.
 At its end the first command prints how often the model agrees with the critic on new pairs, and the return of
-following its gradient as far as the standard deviation of the questions, and further. study/results/preferences has
-these numbers, and their effect in a run.
+actions moved along its gradient by up to 0.3, the standard deviation of the questions, and by up to 1.
+study/results/preferences has these numbers, and their effect in a run.
 """
 
 import contextlib
