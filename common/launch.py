@@ -314,8 +314,8 @@ def compiled(function: Callable, device: torch.device) -> Callable:
     The first call prints the compile time. It raises UserError if the update can't be one graph.
     """
     torch._dynamo.reset()
-    torch._dynamo.config.error_on_recompile = True
     torch._dynamo.config.trace_autograd_ops = True
+    once = torch._dynamo.config.patch(error_on_recompile=True)  # only inside: a teacher may compile its own network
     mode = "reduce-overhead" if device.type == "cuda" else None
     update = torch.compile(function, fullgraph=True, dynamic=False, mode=mode)
     first = True
@@ -323,7 +323,8 @@ def compiled(function: Callable, device: torch.device) -> Callable:
     def compile_and_call(*args: Any) -> Any:
         nonlocal first
         if not first:
-            return update(*args)
+            with once:
+                return update(*args)
         first, began = False, time.monotonic()
         try:
             result = update(*args)

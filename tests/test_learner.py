@@ -3,6 +3,7 @@
 import shutil
 from unittest import mock
 
+import pieces
 import pytest
 import torch
 from pieces import ENV, METHODS, NoLog, make_args, make_episode, make_replay, make_teacher, train
@@ -54,11 +55,13 @@ def test_a_planted_wait_is_found():
 
 @needs_compiler
 def test_compiled_learning_is_the_same_learning():
-    """A first call that compiles, then no other: `launch.compiled` makes that an error."""
+    """A first call that compiles, then no other: that is an error, as for a batch of another size."""
     script, args = make_args("ta_qf")
     compute = launch.compiled(script.compute_gradients, CPU)
     compiled, eager = (train(script, args, c, 100) for c in (compute, script.compute_gradients))
     assert (compiled - eager).abs().max() < 1e-5  # seen: 1e-6; a hundred steps of 1e-4 would make 1e-2
+    with pytest.raises(torch._dynamo.exc.RecompileError):
+        compute(args, pieces.make_agent(script, args), make_teacher(), pieces.make_batch(0, 16), pieces.progress(0.0))
 
 
 @needs_compiler
@@ -80,6 +83,14 @@ def test_a_teacher_that_cannot_be_compiled_is_a_sentence(tmp_path, demo_dir):
     flags = TOY | {"teacher": own(tmp_path, "Mine", code)}
     with pytest.raises(UserError, match="--compile: the update can't be compiled as one graph"):
         run_method("tg:1", tmp_path / "run", demo_dir, compile=True, **flags)
+
+
+@needs_compiler
+def test_a_teacher_may_compile_its_own_network(tmp_path, demo_dir):
+    """It is asked about batches of several sizes, so it compiles anew where the update mustn't."""
+    code = "class Mine(Pusher):\n    action = torch.compile(Pusher.action, dynamic=False)\n"
+    flags = TOY | {"teacher": own(tmp_path, "Mine", code)}
+    report(run_method("ta:1", tmp_path / "run", demo_dir, compile=True, **flags))
 
 
 def test_a_missing_compiler_is_a_sentence_before_any_work(monkeypatch, tmp_path):
