@@ -164,7 +164,7 @@ def torso(input_size: int, hidden: int = 256) -> nn.Sequential:
 def head(input_size: int, output_size: int, scale: float) -> nn.Linear:
     """Output layer: normal weights of variance scale / fan-in, then cut at two standard deviations; zero biases [Acme].
 
-    In Acme's policy head they have that variance after the cut, so a 14 % larger deviation than here.
+    In Acme's policy head the weights have that variance after the cut, and so 14 % more deviation than here.
     """
     linear, std = nn.Linear(input_size, output_size), (scale / input_size) ** 0.5
     nn.init.trunc_normal_(linear.weight, std=std, a=-2 * std, b=2 * std)

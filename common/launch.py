@@ -315,7 +315,8 @@ def compiled(function: Callable, device: torch.device) -> Callable:
     """
     torch._dynamo.reset()
     torch._dynamo.config.trace_autograd_ops = True
-    once = torch._dynamo.config.patch(error_on_recompile=True)  # only inside: a teacher may compile its own network
+    # Only in the update, because a teacher may compile its own network.
+    no_recompile = torch._dynamo.config.patch(error_on_recompile=True)
     mode = "reduce-overhead" if device.type == "cuda" else None
     update = torch.compile(function, fullgraph=True, dynamic=False, mode=mode)
     first = True
@@ -323,7 +324,7 @@ def compiled(function: Callable, device: torch.device) -> Callable:
     def compile_and_call(*args: Any) -> Any:
         nonlocal first
         if not first:
-            with once:
+            with no_recompile:
                 return update(*args)
         first, began = False, time.monotonic()
         try:

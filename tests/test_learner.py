@@ -55,7 +55,7 @@ def test_a_planted_wait_is_found():
 
 @needs_compiler
 def test_compiled_learning_is_the_same_learning():
-    """A first call that compiles, then no other: that is an error, as for a batch of another size."""
+    """A first call that compiles, then no other: a call that would compile again is an error."""
     script, args = make_args("ta_qf")
     compute = launch.compiled(script.compute_gradients, CPU)
     compiled, eager = (train(script, args, c, 100) for c in (compute, script.compute_gradients))
